@@ -1,0 +1,37 @@
+"""jaxmlip: differentiable atomistic modelling in JAX.
+
+Everything is a derivative, a sum or a trajectory of one pure function,
+`apply(params, system) -> {"energy": ...}`, with the energy a function of positions, strain and
+electric field. Names below are loaded when first used, so `import jaxmlip` stays cheap.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "System": "system", "Edges": "system", "cast": "system", "concatenate": "system",
+    "pad": "system", "supercell": "system",
+    "Potential": "potential", "add": "potential", "add_field": "potential",
+    "add_reference_energies": "potential", "scale": "potential",
+    "forces": "derivatives", "stress": "derivatives", "predict": "derivatives",
+    "hessian": "derivatives", "hessian_vector_product": "derivatives",
+    "dipole": "derivatives", "polarizability": "derivatives", "born_charges": "derivatives",
+    "from_ase": "interfaces.ase", "to_ase": "interfaces.ase", "Calculator": "interfaces.calculator",
+    "load": "pretrained",
+}
+_ROOMS = ("units", "errors", "neighbors", "models", "nn", "data", "interfaces", "train", "md",
+          "vibrations", "pretrained")
+__all__ = [*_HOME, "units"]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(import_module(f"jaxmlip.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"jaxmlip.{name}")
+    raise AttributeError(f"module 'jaxmlip' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, *_ROOMS])

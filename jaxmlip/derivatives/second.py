@@ -1,0 +1,78 @@
+"""Second derivatives with respect to positions, exact, in bounded memory.
+
+The gradient is linearised once; its linear map is applied to unit vectors in chunks, so that the
+forward pass and its residuals are shared by all columns.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.derivatives.first import total_energy
+
+
+def hessian_vector_product(apply):
+    """(params, system, vector [n_atoms, 3]) -> d²E/drdr . vector, [n_atoms, 3]."""
+    gradient = jax.grad(total_energy(apply))
+
+    def product(params, system, vector):
+        at = lambda positions: gradient(positions, params, system)
+        return jax.jvp(at, (jnp.asarray(system.positions),), (vector,))[1]
+
+    return product
+
+
+def hessian(apply, *, atoms=None, memory: float = 2e9):
+    """d²E/drdr, [n_atoms, 3, n_atoms, 3], eV/Å²; with `atoms` only the rows of those atoms.
+
+    atoms: indices (host integers) of the rows wanted, [n_rows, 3, n_atoms, 3].
+    memory: bytes that the rows of one chunk may use; more rows at a time are faster on a GPU.
+    The result is not symmetrised: its asymmetry is a check. Hessian of a batch is block diagonal.
+    """
+    gradient = jax.grad(total_energy(apply))
+
+    def hessian_of(params, system):
+        positions = jnp.asarray(system.positions)
+        at = lambda r: gradient(r, params, system)
+        n = system.n_atoms
+        rows = np.arange(n) if atoms is None else np.atleast_1d(np.asarray(atoms))
+        columns = (3 * rows[:, None] + np.arange(3)).reshape(-1)
+        _, linear = jax.linearize(at, positions)
+        chunk = rows_at_once(at, positions, memory, len(columns))
+
+        def row(column):
+            unit = jnp.zeros(3 * n, positions.dtype).at[column].set(1)
+            return linear(unit.reshape(n, 3))
+
+        out = jax.lax.map(row, jnp.asarray(columns), batch_size=chunk)
+        return out.reshape(len(rows), 3, n, 3)
+
+    return hessian_of
+
+
+def rows_at_once(function, argument, memory: float, n_rows: int) -> int:
+    """How many tangents of `function` fit into `memory` bytes, between 1 and n_rows.
+
+    Every intermediate value of the traced program is counted once: an upper bound of what one
+    tangent needs, since the compiler frees most of them earlier.
+    """
+    jaxpr = jax.make_jaxpr(function)(argument)
+    return int(np.clip(memory // max(_bytes(jaxpr.jaxpr), 1), 1, n_rows))
+
+
+def _bytes(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [v.jaxpr if hasattr(v, "jaxpr") else v for v in equation.params.values()]
+        inner = [v for v in inner if hasattr(v, "eqns")]
+        total += sum(map(_bytes, inner))
+        total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars
+                     if not inner and hasattr(v.aval, "size"))
+    return total
+
+
+def system_at(system, positions):
+    """The system with other positions (edges kept)."""
+    return replace(system, positions=positions)

@@ -1,0 +1,113 @@
+"""A potential in one file: weights as safetensors, everything else as a JSON card in its header.
+
+The card says what the weights are for: format, architecture and its fields, elements, cutoff,
+reference energies, units, level of theory, data, licence, accuracy, and a SHA-256 of the weights.
+Nothing in the file can run code; a file that does not match its own digest is refused.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxmlip.errors import ModelError, ResourceError, did_you_mean
+from jaxmlip.models import architectures
+from jaxmlip.potential import Potential, add_field, add_reference_energies
+
+FORMAT = 1
+
+
+def build(card: dict):
+    """The bare flax module of a card, without field and reference energies.
+
+    Raises `ModelError` for an unknown architecture or field, with the nearest known name.
+    """
+    known = architectures()
+    name = card["architecture"]
+    if name not in known:
+        raise ModelError(f"unknown architecture '{name}'.{did_you_mean(name, known)}",
+                         fix=f"one of {', '.join(known)}", code="JM502")
+    cls = known[name]
+    allowed = [f for f in cls.__dataclass_fields__ if f not in ("parent", "name")]
+    for field in card["fields"]:
+        if field not in allowed:
+            raise ModelError(f"{name} has no field '{field}'.{did_you_mean(field, allowed)}",
+                             fix=f"one of {', '.join(allowed)}", code="JM503")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["fields"].items()})
+
+
+def potential_of(card: dict) -> Potential:
+    """The potential of a card: total energies, coupled to the field if it predicts a dipole."""
+    model = build(card)
+    potential = Potential(model.init, model.apply, model.cutoff)
+    if getattr(model, "dipole", False):
+        potential = add_field(potential)
+    if card.get("reference_energies"):
+        table = {int(z): float(e) for z, e in card["reference_energies"].items()}
+        potential = add_reference_energies(potential, table)
+    return potential
+
+
+def save(path, card: dict, params) -> None:
+    """Writes card and weights atomically: a file with that name is either whole or not there."""
+    from safetensors.numpy import save as to_bytes
+
+    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten_dict(params).items()}
+    card = {**card, "format": FORMAT, "sha256": digest(flat)}
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(to_bytes(flat, metadata={"jaxmlip": json.dumps(card)}))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(f"cannot write: {error.strerror}", where=str(path),
+                            fix="choose a writable folder with free space") from error
+
+
+def load(path) -> tuple[Potential, dict, dict]:
+    """(potential, params, card) of a file. Raises `ModelError` if it is not whole or not ours."""
+    card, flat = read(path)
+    params = unflatten_dict({tuple(k.split("/")): jnp.asarray(v) for k, v in flat.items()})
+    return potential_of(card), params, card
+
+
+def read(path) -> tuple[dict, dict]:
+    """(card, {name: numpy array}) of a file, checked against its digest."""
+    from safetensors import SafetensorError, safe_open
+
+    where = str(path)
+    if not Path(path).is_file():
+        raise ModelError("no such model file", where=where, code="JM501",
+                         fix="give a packaged name (`jaxmlip models list`) or a path")
+    try:
+        with safe_open(path, framework="numpy") as f:
+            header = (f.metadata() or {}).get("jaxmlip")
+            flat = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"not a whole safetensors file ({error})", where=where, code="JM504",
+                         fix="copy or download the file again") from error
+    if header is None:
+        raise ModelError("a safetensors file without a jaxmlip card", where=where, code="JM505")
+    card = json.loads(header)
+    if card.get("format", 0) > FORMAT:
+        raise ModelError(f"written in format {card['format']}, this version reads up to {FORMAT}",
+                         where=where, fix="pip install -U jaxmlip", code="JM506")
+    if digest(flat) != card["sha256"]:
+        raise ModelError("the weights do not match their SHA-256: the file is damaged",
+                         where=where, fix="copy or download the file again", code="JM504")
+    return card, flat
+
+
+def digest(flat: dict) -> str:
+    """SHA-256 over names, shapes and bytes of the weights."""
+    h = hashlib.sha256()
+    for name in sorted(flat):
+        array = np.ascontiguousarray(flat[name])
+        h.update(f"{name}{array.dtype}{array.shape}".encode())
+        h.update(array.tobytes())
+    return h.hexdigest()
