@@ -1,0 +1,134 @@
+"""MACE: equivariant message passing with many-body messages (Batatia et al. 2022, arXiv:2206.07697).
+
+The published architecture, layer for layer: weights of mace-torch 0.3 (ScaleShiftMACE with
+RealAgnostic(Residual)Interaction blocks) can be copied in without approximation. Charges, atomic
+dipoles and polarisabilities are further readouts of the same features.
+"""
+
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.linear import (
+    ChargeSpinEmbedding,
+    Linear,
+    SpeciesEmbedding,
+    SpeciesLinear,
+    species_index,
+)
+from jaxmlip.nn.radial import RadialMLP, bessel, envelope
+from jaxmlip.nn.readout import (
+    ScalarReadout,
+    TensorReadout,
+    cartesian_tensor,
+    conserve_charge,
+    total_dipole,
+)
+from jaxmlip.nn.symmetric_contraction import SymmetricContraction
+from jaxmlip.nn.tensor_product import convolve, natural, paths
+from jaxmlip.system import System, edge_vectors, sum_atoms, sum_energies
+
+
+class MACE(nn.Module):
+    """A `Potential`: init(key, system), apply(params, system) -> energy, energies, charges, dipole ...
+
+    Energies are without free-atom references (see `add_reference_energies`). Elements that are
+    not in `elements` give NaN.
+    """
+
+    elements: tuple[int, ...]  # atomic numbers, sorted; their order is the order of the weights
+    cutoff: float = 5.0  # Å (r_max)
+    channels: int = 64
+    hidden_l: int = 1  # degree of the features passed on (hidden_irreps)
+    l_max: int = 3  # degree of the harmonics on edges (max_ell)
+    correlation: int = 3  # degree of the many-body polynomials
+    n_layers: int = 2  # num_interactions
+    n_radial: int = 8  # num_bessel
+    envelope_p: int = 5  # num_polynomial_cutoff
+    smoothness: int = 2  # derivatives that vanish at the cutoff
+    radial_widths: tuple[int, ...] = (64, 64, 64)  # radial_MLP
+    readout_width: int = 16  # MLP_irreps
+    avg_num_neighbors: float = 1.0
+    residual_first: bool = True  # first block is RealAgnosticResidualInteractionBlock
+    scale: float = 1.0  # eV (atomic_inter_scale)
+    shift: float = 0.0  # eV per atom (atomic_inter_shift)
+    charge_spin: bool = False  # embed total charge and multiplicity
+    dipole: bool = False  # predict charges and the dipole
+    polarizability: bool = False
+
+    @nn.compact
+    def __call__(self, system: System):
+        species, known = species_index(system.numbers, self.elements)
+        harmonics, basis = self._edges(system)
+        features = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")(species)
+        if self.charge_spin:
+            extra = ChargeSpinEmbedding(self.channels, name="charge_spin")(system)
+            features = {(0, 1): features[0, 1] + extra[:, None, :]}
+        features = {k: v.astype(system.positions.dtype) for k, v in features.items()}
+        layers = []
+        for i in range(self.n_layers):
+            features = self._layer(i, system, features, species, harmonics, basis)
+            layers.append(features)
+        energies = self.scale * self._scalar("energy", layers) + self.shift
+        energies = jnp.where(system.atom_mask, jnp.where(known, energies, jnp.nan), 0)
+        out = {"energy": sum_energies(system, energies), "energies": energies}
+        return out | self._responses(system, layers)
+
+    def _edges(self, system):
+        vectors = edge_vectors(system)
+        r = jnp.linalg.norm(vectors, axis=-1)
+        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)
+        basis = bessel(r, self.cutoff, self.n_radial) * smooth[..., None]
+        return spherical_harmonics(vectors / r[..., None], self.l_max), basis
+
+    def _layer(self, i, system, features, species, harmonics, basis):
+        n, c, messages = len(self.elements), self.channels, tuple(natural(self.l_max))
+        hidden = tuple(natural(self._hidden(i)))
+        first = i == 0 and not self.residual_first
+        couplings = paths(features, self.l_max, messages)
+        skip = {}
+        if not first:
+            skip = SpeciesLinear(c, n, keep=hidden, name=f"skip_{i}")(features, species)
+        up = Linear(c, name=f"up_{i}")(features)
+        weights = RadialMLP(self.radial_widths, len(couplings) * c, name=f"radial_{i}")(basis)
+        weights = weights.reshape(*weights.shape[:-1], len(couplings), c)
+        x = convolve(system, up, harmonics, weights, couplings)
+        x = Linear(c, name=f"message_{i}")(x)
+        x = {key: v / self.avg_num_neighbors for key, v in x.items()}
+        if first:
+            x = SpeciesLinear(c, n, name=f"skip_{i}")(x, species)
+        product = SymmetricContraction(self.l_max, self.correlation, hidden, n, name=f"product_{i}")
+        x = Linear(c, name=f"linear_{i}")(product(x, species))
+        return {key: v + skip[key] if key in skip else v for key, v in x.items()}
+
+    def _hidden(self, i):
+        """Degree of the features after layer i: the last keeps only what is read out."""
+        if i < self.n_layers - 1:
+            return self.hidden_l
+        return 2 if self.polarizability else int(self.dipole)
+
+    def _scalar(self, name, layers):
+        """Linear readouts of all layers but the last, which has a hidden layer; summed."""
+        total = 0.0
+        for i, features in enumerate(layers):
+            width = self.readout_width if i == self.n_layers - 1 else 0
+            total += ScalarReadout(width, name=f"{name}_{i}")(features[0, 1][:, 0])
+        return total
+
+    def _tensor(self, name, layers, l):
+        key = (l, (-1) ** l)
+        parts = [TensorReadout(name=f"{name}_{i}")(f[key]) for i, f in enumerate(layers) if key in f]
+        return sum(parts)
+
+    def _responses(self, system, layers):
+        out = {}
+        if self.dipole:
+            charges = conserve_charge(system, self._scalar("charge", layers))
+            atomic = self._tensor("dipole", layers, 1)
+            out |= {"charges": charges, "dipole": total_dipole(system, charges, atomic)}
+        if self.polarizability:
+            scalar = self._scalar("isotropic", layers)
+            tensor = cartesian_tensor(scalar, self._tensor("anisotropic", layers, 2))
+            out["polarizability"] = sum_atoms(system, tensor)
+        return out

@@ -1,0 +1,56 @@
+"""Radial bases and envelopes: how distances enter, and how they leave smoothly at the cutoff."""
+
+from math import comb, pi, sqrt
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+SILU_GAIN = 1.6791767923989418  # 1 / rms of silu on a unit normal input, so that activations keep it
+
+
+def envelope(r, cutoff: float, *, p: int = 6, smoothness: int = 2):
+    """A polynomial that falls from 1 at r = 0 to 0 at the cutoff, [...] -> [...].
+
+    1 + O(r^p) near zero; value and the first `smoothness` derivatives vanish at the cutoff.
+    smoothness = 2 is DimeNet's (Gasteiger 2020, arXiv:2003.03123); third derivatives of the
+    energy need 3.
+    """
+    x = jnp.minimum(r / cutoff, 1.0)
+    s = smoothness + 1
+    # (1-x)^s sum_{k<p} C(s-1+k, k) x^k = 1 - sum_j c_j x^(p+j): few terms, no cancellation near 0
+    total = 0.0
+    for j in range(s):
+        c = (-1) ** j * comb(s - 1, j) * comb(p + s - 1, s - 1) * p / (p + j)
+        total = total + c * x ** (p + j)
+    return jnp.where(r < cutoff, 1.0 - total, 0.0)
+
+
+def bessel(r, cutoff: float, n: int):
+    """sqrt(2/rc) sin(k pi r/rc) / r for k = 1..n, [...] -> [..., n]; r > 0."""
+    k = jnp.arange(1, n + 1, dtype=r.dtype) * (pi / cutoff)
+    return sqrt(2 / cutoff) * jnp.sin(k * r[..., None]) / r[..., None]
+
+
+def gaussians(r, cutoff: float, n: int):
+    """n Gaussians with centres from 0 to the cutoff and their spacing as width, [..., n]."""
+    centres = jnp.linspace(0.0, cutoff, n, dtype=r.dtype)
+    width = cutoff / max(n - 1, 1)
+    return jnp.exp(-0.5 * ((r[..., None] - centres) / width) ** 2)
+
+
+class RadialMLP(nn.Module):
+    """Radial basis [..., n] -> weights [..., n_out]; no bias, so zero basis gives zero weight."""
+
+    widths: tuple[int, ...]
+    n_out: int
+
+    @nn.compact
+    def __call__(self, basis):
+        x = basis
+        for i, width in enumerate((*self.widths, self.n_out)):
+            w = self.param(f"layer_{i}", nn.initializers.normal(1.0), (x.shape[-1], width))
+            x = x @ (w.astype(x.dtype) / sqrt(x.shape[-1]))
+            if i < len(self.widths):
+                x = jax.nn.silu(x) * SILU_GAIN
+        return x

@@ -1,0 +1,161 @@
+"""Many-body features: equivariant polynomials of the atomic basis (MACE's product basis).
+
+A polynomial of degree nu in the components x_a (a runs over l, m with l <= l_max) is a row of
+coefficients on monomials. Coupling a complete set of degree nu-1 with x gives all of degree nu;
+dependent ones are dropped, so the basis is complete and has no redundant weights.
+Definition: Batatia et al. 2022, arXiv:2206.07697, eq. 10-11.
+"""
+
+from functools import cache
+from itertools import combinations_with_replacement
+from math import factorial
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.nn.clebsch_gordan import clebsch_gordan
+
+
+@cache
+def monomials(l_max: int, degree: int) -> dict:
+    """{sorted tuple of component indices: position} of all monomials of one degree."""
+    n = (l_max + 1) ** 2
+    return {k: i for i, k in enumerate(combinations_with_replacement(range(n), degree))}
+
+
+@cache
+def equivariant_polynomials(l_max: int, degree: int) -> dict:
+    """{(l, p): coefficients [n_basis, 2l+1, n_monomials]}: a basis for every degree l and parity p.
+
+    Orthogonal, each with squared norm 2l+1, as symmetric tensors of rank `degree`.
+    """
+    if degree == 1:
+        n = (l_max + 1) ** 2
+        return {(l, (-1) ** l): np.eye(n)[None, l * l : (l + 1) ** 2] for l in range(l_max + 1)}
+    found: dict = {}
+    for (l1, p1), lower in equivariant_polynomials(l_max, degree - 1).items():
+        for l2 in range(l_max + 1):
+            times = _times_harmonics(lower, l_max, l2, degree)
+            for l3 in range(abs(l1 - l2), l1 + l2 + 1):
+                coupled = np.einsum("abm,nabq->nmq", clebsch_gordan(l1, l2, l3), times)
+                found.setdefault((l3, p1 * (-1) ** l2), []).extend(coupled)
+    weight = _tensor_weights(l_max, degree)
+    bases = {key: _independent(rows, weight) for key, rows in found.items()}
+    return {key: basis for key, basis in bases.items() if len(basis)}
+
+
+def _times_harmonics(lower, l_max, l2, degree):
+    """Each polynomial times each component of degree l2: [n, 2l1+1, 2l2+1, n_monomials]."""
+    old, new = monomials(l_max, degree - 1), monomials(l_max, degree)
+    out = np.zeros((*lower.shape[:2], 2 * l2 + 1, len(new)))
+    for b in range(2 * l2 + 1):
+        column = [new[tuple(sorted((*key, l2 * l2 + b)))] for key in old]
+        out[:, :, b, column] = lower
+    return out
+
+
+def _tensor_weights(l_max, degree):
+    """Squared norm, as a symmetric tensor, of each monomial."""
+    def permutations(key):
+        n = factorial(degree)
+        for i in set(key):
+            n //= factorial(key.count(i))
+        return n
+
+    return np.array([1.0 / permutations(key) for key in monomials(l_max, degree)])
+
+
+def _independent(rows, weight):
+    """Gram-Schmidt in the order found; rows are equivariant, so one component decides for all."""
+    basis: list = []
+    for row in rows:
+        for _ in range(2):  # twice is enough (Kahan)
+            for b in basis:
+                row = row - b * ((b[0] * row[0]) @ weight) / ((b[0] * b[0]) @ weight)
+        norm = np.sqrt((row[0] ** 2) @ weight)
+        if norm > 1e-8:
+            row = row / norm
+            row[np.abs(row) < 1e-13] = 0.0
+            basis.append(row)
+    return np.array(basis).reshape(-1, *np.shape(rows[0]))
+
+
+@cache
+def plan(l_max: int, correlation: int, targets: tuple):
+    """What `SymmetricContraction` evaluates: the monomials used, how each is made, coefficients.
+
+    Returns (factors, tables): factors[nu] = (parent, component) indices of the monomials of degree
+    nu >= 2 in terms of those of degree nu - 1; tables[nu][key] = [n_basis, 2l+1, n_used].
+    """
+    bases = {nu: equivariant_polynomials(l_max, nu) for nu in range(1, correlation + 1)}
+    used: dict = {nu: set() for nu in range(1, correlation + 1)}
+    for nu in range(correlation, 0, -1):
+        keys = list(monomials(l_max, nu))
+        for target in targets:
+            if target in bases[nu]:
+                nonzero = np.abs(bases[nu][target]).max((0, 1)) > 0
+                used[nu] |= {keys[i] for i in np.flatnonzero(nonzero)}
+        if nu > 1:
+            used[nu - 1] |= {k[:-1] for k in used[nu]}
+    used[1] = set(monomials(l_max, 1))
+    place = {nu: {k: i for i, k in enumerate(sorted(used[nu]))} for nu in used}
+    factors = {nu: np.array([(place[nu - 1][k[:-1]], k[-1]) for k in place[nu]], np.int32)
+               for nu in range(2, correlation + 1)}
+    tables = {nu: {t: bases[nu][t][:, :, [monomials(l_max, nu)[k] for k in place[nu]]]
+                   for t in targets if t in bases[nu]} for nu in place}
+    return factors, tables
+
+
+class SymmetricContraction(nn.Module):
+    """{key: [n_atoms, 2l+1, c]} for l <= l_max -> the same for `targets`, weights by species.
+
+    sum over nu <= correlation and basis polynomials of weight[species, polynomial, channel] x
+    polynomial(x of that channel). All monomials are formed once and meet their coefficients in
+    one matrix product.
+    """
+
+    l_max: int
+    correlation: int
+    targets: tuple
+    n_species: int
+
+    @nn.compact
+    def __call__(self, features, species):
+        x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
+        factors, tables = plan(self.l_max, self.correlation, self.targets)
+        x = x.swapaxes(0, 1)  # [components, n_atoms, c]: products are then of whole slabs
+        powers = {1: x}
+        for nu in range(2, self.correlation + 1):
+            parent, component = factors[nu].T
+            powers[nu] = powers[nu - 1][parent] * x[component]
+        stack = jnp.concatenate([powers[nu] for nu in powers], 0)
+        return {t: self._contract(t, tables, stack, species) for t in self.targets}
+
+    def _contract(self, target, tables, stack, species):
+        """One matrix product for all degrees of one target, then the weights of the species."""
+        rows, n_paths, start = [], 0, 0
+        for nu in tables:
+            size = next(iter(tables[nu].values())).shape[-1] if tables[nu] else 0
+            if target in tables[nu]:
+                table = tables[nu][target]
+                rows.append(np.pad(table, [(0, 0), (0, 0), (start, 0)]))
+                n_paths += len(table)
+            start += size
+        width = stack.shape[0]
+        rows = [np.pad(r, [(0, 0), (0, 0), (0, width - r.shape[-1])]) for r in rows]
+        matrix = jnp.asarray(np.concatenate(rows), stack.dtype)  # [paths, 2l+1, monomials]
+        basis = jnp.einsum("kmq,qnc->kmnc", matrix, stack)
+        weights = self._weights(target, tables, stack.shape[-1]).astype(stack.dtype)
+        return jnp.einsum("kmnc,nkc->nmc", basis, weights[species])
+
+    def _weights(self, target, tables, channels):
+        """[n_species, paths of all degrees, channels]; degree by degree in the parameters."""
+        parts = []
+        for nu in tables:
+            if target in tables[nu]:
+                n = len(tables[nu][target])
+                shape = (self.n_species, n, channels)
+                name = f"l{target[0]}_degree{nu}"
+                parts.append(self.param(name, nn.initializers.normal(1.0 / n), shape))
+        return jnp.concatenate(parts, 1)
