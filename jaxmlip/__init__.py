@@ -17,7 +17,7 @@ _HOME = {
     "forces": "derivatives", "stress": "derivatives", "predict": "derivatives",
     "hessian": "derivatives", "hessian_vector_product": "derivatives",
     "dipole": "derivatives", "polarizability": "derivatives", "born_charges": "derivatives",
-    "from_ase": "interfaces.ase", "to_ase": "interfaces.ase", "Calculator": "interfaces.calculator",
+    "from_ase": "interfaces.ase", "to_ase": "interfaces.ase", "Calculator": "pretrained.calculator",
     "load": "pretrained",
 }
 _ROOMS = ("units", "errors", "neighbors", "models", "nn", "data", "interfaces", "train", "md",

@@ -27,6 +27,10 @@ from jaxmlip.system import Array, System, sum_energies
 
 Prediction = dict[str, Array]
 
+# shapes of what can be labelled, after the axis of atoms or of structures
+PER_ATOM = {"energies": (), "forces": (3,), "charges": (), "born_charges": (3, 3)}
+PER_STRUCTURE = {"energy": (), "stress": (3, 3), "dipole": (3,), "polarizability": (3, 3)}
+
 
 class Potential(NamedTuple):
     """`init(key, system) -> params` and `apply(params, system) -> Prediction`; cutoff in Å."""

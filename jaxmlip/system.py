@@ -80,17 +80,27 @@ def edge_vectors(system: System) -> jax.Array:
     Padded edges are (FAR, FAR, FAR): the norm of a zero vector has a NaN gradient that no later
     mask can remove.
     """
+    # jnp: a numpy array indexed by a traced one fails
+    system = jax.tree.map(jnp.asarray, system)
     edges, receivers = system.edges, _receivers(system)
-    graph = system.graph[receivers]
-    offsets = jnp.einsum("...a,...ab->...b", edges.shifts.astype(system.cell.dtype),
-                         jnp.broadcast_to(system.cell[graph], (*edges.senders.shape, 3, 3)))
+    cell = system.cell[system.graph[receivers]]
+    offsets = jnp.einsum("...a,...ab->...b", edges.shifts.astype(cell.dtype),
+                         jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)))
     vectors = system.positions[receivers] + offsets - system.positions[edges.senders]
     return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
 
 
 def to_edges(system: System, nodes: Array) -> jax.Array:
     """Values of the sending atoms, [n_atoms, ...] -> [n_atoms, k, ...] or [n_edges, ...]."""
-    return nodes[system.edges.senders]
+    return jnp.asarray(nodes)[system.edges.senders]
+
+
+def at_receivers(system: System, nodes: Array) -> jax.Array:
+    """Values of the receiving atoms, [n_atoms, ...] -> shape that broadcasts over edges.
+
+    For what labels an atom (its species, its parameters), not for what its neighbours send.
+    """
+    return jnp.asarray(nodes)[_receivers(system)]
 
 
 def sum_edges(system: System, values: Array, factors: Array | None = None) -> jax.Array:

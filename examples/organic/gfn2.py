@@ -59,7 +59,7 @@ def hessian(atoms, step=0.005):
     return (np.array(rows) + np.array(rows).T) / 2
 
 
-def force_error(atoms, step=0.002):
+def force_error(atoms, step=0.0005):
     """Largest difference between forces and a central difference of the energy (eV/Å)."""
     forces = label(atoms.numbers, atoms.positions)[1]
     numerical = np.zeros_like(forces)

@@ -28,7 +28,7 @@ from molecules import PARTNERS, all_molecules, canonical, split_of, with_hydroge
 from rdkit.Chem import AllChem
 from sampling import jittered, mode_displacement, normal_modes, paired, sound, stretched, turned
 
-CONFORMERS, MODES, JITTERS, STRETCHES, TURNS = 3, 11, 3, 2, 1
+CONFORMERS, MODES, JITTERS, STRETCHES, TURNS = 2, 11, 3, 2, 1
 DIMER_PARTS, DIMERS_PER_PART = 50, 4
 MAX_ENERGY = 6.0
 
@@ -57,7 +57,7 @@ def relaxed(start, fmax=0.005, steps=300):
 
 def same_bonds(atoms, mol):
     """True where relaxation kept the molecule it started from."""
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2))
+    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2, H=0.42))
     found = {(i, j) for i, j in zip(first.tolist(), second.tolist(), strict=True) if i < j}
     ends = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()]
     return found == {(min(pair), max(pair)) for pair in ends}

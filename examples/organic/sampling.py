@@ -14,7 +14,7 @@ LOWEST = 100 * units.invcm
 
 
 def rigid_motions(atoms):
-    """Orthonormal mass-weighted translations and rotations, as columns (5 for a linear molecule)."""
+    """Mass-weighted translations and rotations as orthonormal columns (5 if linear)."""
     roots = np.sqrt(atoms.get_masses())[:, None]
     centred = atoms.positions - atoms.get_center_of_mass()
     moves = [np.tile(axis, (len(atoms), 1)) for axis in np.eye(3)]
@@ -79,7 +79,8 @@ def stretched(atoms, mol, rng):
         return None
     start, end, side = far_side(mol, bonds[rng.integers(len(bonds))])
     new = atoms.copy()
-    new.positions[side] += (rng.uniform(0.85, 1.5) - 1) * (atoms.positions[end] - atoms.positions[start])
+    bond = atoms.positions[end] - atoms.positions[start]
+    new.positions[side] += (rng.uniform(0.85, 1.5) - 1) * bond
     return new
 
 
@@ -105,10 +106,11 @@ def jittered(atoms, rng, low=0.01, high=0.05):
 
 
 def paired(first, second, contact, rng):
-    """Two molecules, turned at random, pushed apart until their closest atoms are `contact` away."""
+    """Two molecules, turned at random, pushed apart to `contact` between their closest atoms."""
     left, right = first.copy(), second.copy()
     for part in (left, right):
-        part.positions = Rotation.random(random_state=rng).apply(part.positions - part.positions.mean(0))
+        turn = Rotation.random(random_state=rng)
+        part.positions = turn.apply(part.positions - part.positions.mean(0))
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
     for distance in np.arange(0, 20, 0.02):

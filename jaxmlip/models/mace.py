@@ -1,10 +1,9 @@
-"""MACE: equivariant message passing with many-body messages (Batatia et al. 2022, arXiv:2206.07697).
+"""MACE: equivariant many-body message passing (Batatia et al. 2022, arXiv:2206.07697).
 
 The published architecture, layer for layer: weights of mace-torch 0.3 (ScaleShiftMACE with
 RealAgnostic(Residual)Interaction blocks) can be copied in without approximation. Charges, atomic
 dipoles and polarisabilities are further readouts of the same features.
 """
-
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,20 +17,14 @@ from jaxmlip.nn.linear import (
     species_index,
 )
 from jaxmlip.nn.radial import RadialMLP, bessel, envelope
-from jaxmlip.nn.readout import (
-    ScalarReadout,
-    TensorReadout,
-    cartesian_tensor,
-    conserve_charge,
-    total_dipole,
-)
+from jaxmlip.nn.readout import energy_prediction, read_scalar, response_predictions
 from jaxmlip.nn.symmetric_contraction import SymmetricContraction
 from jaxmlip.nn.tensor_product import convolve, natural, paths
-from jaxmlip.system import System, edge_vectors, sum_atoms, sum_energies
+from jaxmlip.system import System, edge_vectors
 
 
 class MACE(nn.Module):
-    """A `Potential`: init(key, system), apply(params, system) -> energy, energies, charges, dipole ...
+    """A `Potential`: init(key, system), apply(params, system) -> energy, energies, charges ...
 
     Energies are without free-atom references (see `add_reference_energies`). Elements that are
     not in `elements` give NaN.
@@ -70,10 +63,10 @@ class MACE(nn.Module):
         for i in range(self.n_layers):
             features = self._layer(i, system, features, species, harmonics, basis)
             layers.append(features)
-        energies = self.scale * self._scalar("energy", layers) + self.shift
-        energies = jnp.where(system.atom_mask, jnp.where(known, energies, jnp.nan), 0)
-        out = {"energy": sum_energies(system, energies), "energies": energies}
-        return out | self._responses(system, layers)
+        width = self.readout_width
+        energies = self.scale * read_scalar("energy", layers, width) + self.shift
+        return energy_prediction(system, energies, known) | response_predictions(
+            system, layers, width, dipole=self.dipole, polarizability=self.polarizability)
 
     def _edges(self, system):
         vectors = edge_vectors(system)
@@ -92,7 +85,6 @@ class MACE(nn.Module):
             skip = SpeciesLinear(c, n, keep=hidden, name=f"skip_{i}")(features, species)
         up = Linear(c, name=f"up_{i}")(features)
         weights = RadialMLP(self.radial_widths, len(couplings) * c, name=f"radial_{i}")(basis)
-        weights = weights.reshape(*weights.shape[:-1], len(couplings), c)
         x = convolve(system, up, harmonics, weights, couplings)
         x = Linear(c, name=f"message_{i}")(x)
         x = {key: v / self.avg_num_neighbors for key, v in x.items()}
@@ -107,28 +99,3 @@ class MACE(nn.Module):
         if i < self.n_layers - 1:
             return self.hidden_l
         return 2 if self.polarizability else int(self.dipole)
-
-    def _scalar(self, name, layers):
-        """Linear readouts of all layers but the last, which has a hidden layer; summed."""
-        total = 0.0
-        for i, features in enumerate(layers):
-            width = self.readout_width if i == self.n_layers - 1 else 0
-            total += ScalarReadout(width, name=f"{name}_{i}")(features[0, 1][:, 0])
-        return total
-
-    def _tensor(self, name, layers, l):
-        key = (l, (-1) ** l)
-        parts = [TensorReadout(name=f"{name}_{i}")(f[key]) for i, f in enumerate(layers) if key in f]
-        return sum(parts)
-
-    def _responses(self, system, layers):
-        out = {}
-        if self.dipole:
-            charges = conserve_charge(system, self._scalar("charge", layers))
-            atomic = self._tensor("dipole", layers, 1)
-            out |= {"charges": charges, "dipole": total_dipole(system, charges, atomic)}
-        if self.polarizability:
-            scalar = self._scalar("isotropic", layers)
-            tensor = cartesian_tensor(scalar, self._tensor("anisotropic", layers, 2))
-            out["polarizability"] = sum_atoms(system, tensor)
-        return out

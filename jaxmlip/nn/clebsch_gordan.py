@@ -45,7 +45,7 @@ def _complex(l1, m1, l2, m2, l3, m3):
 
 
 def _real_basis(l: int) -> np.ndarray:
-    """Rows: complex harmonics m = -l..l; columns: real ones; times (-i)^l, which makes maps real."""
+    """Rows: complex harmonics m = -l..l; columns: real ones; times (-i)^l: maps become real."""
     q = np.zeros((2 * l + 1, 2 * l + 1), complex)
     for m in range(-l, 0):
         q[l + m, l - m], q[l + m, l + m] = 1 / sqrt(2), -1j / sqrt(2)

@@ -1,4 +1,4 @@
-"""Linear maps that mix channels and leave components alone, and embeddings of species and charge."""
+"""Linear maps that mix channels, not components, and embeddings of species and charge."""
 
 from math import sqrt
 
@@ -11,19 +11,20 @@ import numpy as np
 class Linear(nn.Module):
     """{key: [n, 2l+1, c]} -> {key: [n, 2l+1, channels]} for the keys in `keep` (default all).
 
+    `channels` may differ by key: ((key, channels), ...); keys that are not listed are dropped.
     Weights are unit normal and divided by sqrt(c) in use, as in e3nn.
     """
 
-    channels: int
+    channels: int | tuple
     keep: tuple | None = None
 
     @nn.compact
     def __call__(self, features):
-        return {key: x @ self._weight(key, x) for key, x in features.items()
-                if self.keep is None or key in self.keep}
+        wanted = channels_by_key(self.channels, self.keep, features)
+        return {key: features[key] @ self._weight(key, features[key], n) for key, n in wanted}
 
-    def _weight(self, key, x):
-        shape = (x.shape[-1], self.channels)
+    def _weight(self, key, x, channels):
+        shape = (x.shape[-1], channels)
         w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
         return w.astype(x.dtype) / sqrt(x.shape[-1])
 
@@ -34,20 +35,20 @@ class SpeciesLinear(nn.Module):
     Divided by sqrt(n_species c), e3nn's normalisation of the full product.
     """
 
-    channels: int
+    channels: int | tuple
     n_species: int
     keep: tuple | None = None
 
     @nn.compact
     def __call__(self, features, species):
-        return {key: self._apply(key, x, species) for key, x in features.items()
-                if self.keep is None or key in self.keep}
+        wanted = channels_by_key(self.channels, self.keep, features)
+        return {key: self._apply(key, features[key], species, n) for key, n in wanted}
 
-    def _apply(self, key, x, species):
-        shape = (self.n_species, x.shape[-1], self.channels)
+    def _apply(self, key, x, species, channels):
+        shape = (self.n_species, x.shape[-1], channels)
         w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
         w = w.astype(x.dtype) / sqrt(self.n_species * x.shape[-1])
-        if self.n_species > 8:  # gathered weights are [n, c, c]; below this all products are cheaper
+        if self.n_species > 8:  # gathered weights are [n, c, c]; below, all products are cheaper
             return jnp.einsum("nmc,ncd->nmd", x, w[species])
         onehot = jax.nn.one_hot(species, self.n_species, dtype=x.dtype)
         every = jnp.einsum("nmc,zcd->nmzd", x, w)
@@ -64,7 +65,7 @@ class SpeciesEmbedding(nn.Module):
     def __call__(self, species):
         shape = (self.n_species, self.channels)
         w = self.param("weight", nn.initializers.normal(1.0), shape)
-        return {(0, 1): w[species][:, None, :] / sqrt(self.n_species)}
+        return {(0, 1): of_species(w, species)[:, None, :] / sqrt(self.n_species)}
 
 
 class ChargeSpinEmbedding(nn.Module):
@@ -82,13 +83,34 @@ class ChargeSpinEmbedding(nn.Module):
         return nn.Dense(self.channels, use_bias=False, name="out")(x)[system.graph]
 
 
+def of_species(weights, species):
+    """Rows of weights [n_species, ...] for each atom -> [n, ...].
+
+    A product with the one-hot matrix while species are few: the gradient of a gather would be a
+    scatter of all atoms into a few rows, the slowest thing a device can be asked to do.
+    """
+    n = weights.shape[0]
+    if n > 16:
+        return weights[species]
+    onehot = jax.nn.one_hot(species, n, dtype=weights.dtype)
+    return jnp.einsum("nz,z...->n...", onehot, weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def channels_by_key(channels, keep, features) -> list:
+    """[(key, output channels)] of a linear map, in the order of the features."""
+    if isinstance(channels, int):
+        return [(key, channels) for key in features if keep is None or key in keep]
+    wanted = dict(channels)
+    return [(key, wanted[key]) for key in features if key in wanted]
+
+
 def name_of(key) -> str:
     """'1o' for (1, -1): degree and parity as irreps are written."""
     return f"{key[0]}{'e' if key[1] > 0 else 'o'}"
 
 
 def species_index(numbers, elements):
-    """Atomic numbers [n] -> (index into `elements` [n], is known [n]); unknown and padding give 0."""
+    """Atomic numbers [n] -> (index in `elements` [n], is known [n]); unknown and padding give 0."""
     table = np.full(120, -1, np.int32)
     table[np.asarray(elements)] = np.arange(len(elements))
     index = jnp.asarray(table)[numbers]

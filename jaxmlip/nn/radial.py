@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-SILU_GAIN = 1.6791767923989418  # 1 / rms of silu on a unit normal input, so that activations keep it
+SILU_GAIN = 1.6791767923989418  # 1 / rms of silu of a unit normal, so that activations keep it
+TANH_GAIN = 1.5937334472592695  # the same for tanh; both as e3nn samples them, exact to 0.2 %
 
 
 def envelope(r, cutoff: float, *, p: int = 6, smoothness: int = 2):
@@ -26,9 +27,10 @@ def envelope(r, cutoff: float, *, p: int = 6, smoothness: int = 2):
     return jnp.where(r < cutoff, 1.0 - total, 0.0)
 
 
-def bessel(r, cutoff: float, n: int):
-    """sqrt(2/rc) sin(k pi r/rc) / r for k = 1..n, [...] -> [..., n]; r > 0."""
-    k = jnp.arange(1, n + 1, dtype=r.dtype) * (pi / cutoff)
+def bessel(r, cutoff: float, n: int, *, frequencies=None):
+    """sqrt(2/rc) sin(k pi r/rc) / r for k = 1..n (or `frequencies`), [...] -> [..., n]; r > 0."""
+    k = jnp.arange(1, n + 1) if frequencies is None else frequencies
+    k = k.astype(r.dtype) * (pi / cutoff)
     return sqrt(2 / cutoff) * jnp.sin(k * r[..., None]) / r[..., None]
 
 

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
+from jaxmlip.nn.linear import of_species
+
+
+UNROLLED_TERMS = 1000  # more non-zero coefficients than this would take long to compile
 
 
 @cache
@@ -40,7 +44,7 @@ def equivariant_polynomials(l_max: int, degree: int) -> dict:
             for l3 in range(abs(l1 - l2), l1 + l2 + 1):
                 coupled = np.einsum("abm,nabq->nmq", clebsch_gordan(l1, l2, l3), times)
                 found.setdefault((l3, p1 * (-1) ** l2), []).extend(coupled)
-    weight = _tensor_weights(l_max, degree)
+    weight = tensor_weights(l_max, degree)
     bases = {key: _independent(rows, weight) for key, rows in found.items()}
     return {key: basis for key, basis in bases.items() if len(basis)}
 
@@ -55,7 +59,7 @@ def _times_harmonics(lower, l_max, l2, degree):
     return out
 
 
-def _tensor_weights(l_max, degree):
+def tensor_weights(l_max, degree):
     """Squared norm, as a symmetric tensor, of each monomial."""
     def permutations(key):
         n = factorial(degree)
@@ -111,8 +115,7 @@ class SymmetricContraction(nn.Module):
     """{key: [n_atoms, 2l+1, c]} for l <= l_max -> the same for `targets`, weights by species.
 
     sum over nu <= correlation and basis polynomials of weight[species, polynomial, channel] x
-    polynomial(x of that channel). All monomials are formed once and meet their coefficients in
-    one matrix product.
+    polynomial(x of that channel).
     """
 
     l_max: int
@@ -124,38 +127,49 @@ class SymmetricContraction(nn.Module):
     def __call__(self, features, species):
         x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
         factors, tables = plan(self.l_max, self.correlation, self.targets)
-        x = x.swapaxes(0, 1)  # [components, n_atoms, c]: products are then of whole slabs
-        powers = {1: x}
-        for nu in range(2, self.correlation + 1):
-            parent, component = factors[nu].T
-            powers[nu] = powers[nu - 1][parent] * x[component]
-        stack = jnp.concatenate([powers[nu] for nu in powers], 0)
-        return {t: self._contract(t, tables, stack, species) for t in self.targets}
+        terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
+        evaluate = _unrolled if terms <= UNROLLED_TERMS else _matrix_product
+        basis = evaluate(x, factors, tables)
+        return {t: self._weighted(t, basis, tables, species) for t in self.targets}
 
-    def _contract(self, target, tables, stack, species):
-        """One matrix product for all degrees of one target, then the weights of the species."""
-        rows, n_paths, start = [], 0, 0
-        for nu in tables:
-            size = next(iter(tables[nu].values())).shape[-1] if tables[nu] else 0
-            if target in tables[nu]:
-                table = tables[nu][target]
-                rows.append(np.pad(table, [(0, 0), (0, 0), (start, 0)]))
-                n_paths += len(table)
-            start += size
-        width = stack.shape[0]
-        rows = [np.pad(r, [(0, 0), (0, 0), (0, width - r.shape[-1])]) for r in rows]
-        matrix = jnp.asarray(np.concatenate(rows), stack.dtype)  # [paths, 2l+1, monomials]
-        basis = jnp.einsum("kmq,qnc->kmnc", matrix, stack)
-        weights = self._weights(target, tables, stack.shape[-1]).astype(stack.dtype)
-        return jnp.einsum("kmnc,nkc->nmc", basis, weights[species])
-
-    def _weights(self, target, tables, channels):
-        """[n_species, paths of all degrees, channels]; degree by degree in the parameters."""
-        parts = []
+    def _weighted(self, target, basis, tables, species):
+        """Sum over polynomials with the weights of the species, degree by degree in the params."""
+        total = 0.0
         for nu in tables:
             if target in tables[nu]:
-                n = len(tables[nu][target])
-                shape = (self.n_species, n, channels)
+                n, c = len(tables[nu][target]), basis[nu, target][0][0].shape[-1]
                 name = f"l{target[0]}_degree{nu}"
-                parts.append(self.param(name, nn.initializers.normal(1.0 / n), shape))
-        return jnp.concatenate(parts, 1)
+                init = nn.initializers.normal(1.0 / n)
+                rows = basis[nu, target]
+                w = self.param(name, init, (self.n_species, n, c)).astype(rows[0][0].dtype)
+                w = of_species(w, species)
+                total += jnp.stack([sum(w[:, k] * rows[k][m] for k in range(n))
+                                    for m in range(2 * target[0] + 1)], 1)
+        return total
+
+
+def _unrolled(x, factors, tables):
+    """{(nu, key): [polynomial][component] arrays [n_atoms, c]}, term by term.
+
+    The coefficients are sparse (2 % for l_max 2), and the compiler fuses the whole sum into one
+    pass over atoms and channels.
+    """
+    powers = {1: [x[:, a] for a in range(x.shape[1])]}
+    for nu, steps in factors.items():
+        powers[nu] = [powers[nu - 1][parent] * powers[1][a] for parent, a in steps]
+    combine = lambda row, nu: sum(float(row[q]) * powers[nu][q] for q in np.flatnonzero(row))
+    return {(nu, key): [[combine(row, nu) for row in rows] for rows in table]
+            for nu in tables for key, table in tables[nu].items()}
+
+
+def _matrix_product(x, factors, tables):
+    """The same by forming all monomials and one matrix product a degree: small to compile."""
+    x = x.swapaxes(0, 1)  # [components, n_atoms, c]: products are then of whole slabs
+    power, out = x, {}
+    for nu in tables:
+        if nu > 1:
+            parent, component = factors[nu].T
+            power = power[parent] * x[component]
+        for key, table in tables[nu].items():
+            out[nu, key] = jnp.einsum("kmq,qnc->kmnc", jnp.asarray(table, x.dtype), power)
+    return out

@@ -2,6 +2,7 @@
 
 from math import sqrt
 
+import jax
 import jax.numpy as jnp
 
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
@@ -40,17 +41,19 @@ def convolve(system: System, features, harmonics, weights, couplings) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics of the edge).
 
     features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights
-    [edge, n_paths, c] with n_paths = len(couplings). Returns {key: [n_atoms, 2l+1, n_paths_of_key c]},
-    each path scaled to component normalisation (e3nn's 'uvu' product). No product of edge,
-    channel and component is ever stored: the reduction is one batched matrix product a path.
+    [edge, sum over paths of c]. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
+    each path scaled to component normalisation (e3nn's 'uvu' product). No product of edge, channel
+    and component is ever stored: the reduction is one batched matrix product a path.
     """
     sent = {key: to_edges(system, features[key]) for key in {c[0] for c in couplings}}
+    sizes = [sent[sender].shape[-1] for sender, _, _ in couplings]
+    by_path = jax.lax.split(weights, sizes, axis=weights.ndim - 1)
     out: dict = {}
-    for i, (sender, l, target) in enumerate(couplings):
+    for weight, (sender, l, target) in zip(by_path, couplings, strict=True):
         table = jnp.asarray(sqrt(2 * target[0] + 1) * clebsch_gordan(sender[0], l, target[0]),
                             harmonics[l].dtype)
         factors = jnp.einsum("amb,...m->...ab", table, harmonics[l])
-        values = weights[..., i, None, :] * sent[sender]
+        values = weight[..., None, :] * sent[sender]
         out.setdefault(target, []).append(sum_edges(system, values, factors))
     return {key: jnp.concatenate(parts, -1) for key, parts in out.items()}
 

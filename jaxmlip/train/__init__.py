@@ -1,1 +1,13 @@
-""""""
+"""Training: losses, one step, the loop around it, and checkpoints that resume exactly."""
+
+from importlib import import_module
+
+_HOME = {"train": "loop", "evaluate": "evaluate", "evaluate_model": "evaluate",
+         "read_config": "config"}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(import_module(f"jaxmlip.train.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'jaxmlip.train' has no attribute {name!r}")

@@ -1,0 +1,123 @@
+"""Labelled structures from files: each frame as a `System` and a dict of labels.
+
+Labels carry the keys, units and shapes of a prediction (one structure is a batch of one). What a
+file does not say is NaN, never zero; what it says wrongly is refused with its frame and value.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlip.errors import DataError, UsageError, did_you_mean
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
+
+KEYS = {name: f"REF_{name}" for name in
+        ("energy", "forces", "stress", "dipole", "polarizability", "charges")}
+VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # xx, yy, zz, yz, xz, xy
+
+
+def read_labelled(path, cutoff: float, *, keys: dict | None = None, needed=(), dtype=np.float32):
+    """[(System, labels)] of every frame; labels are float64 with the shapes of a batch of one.
+
+    keys: {label: key in the file}, added to the defaults REF_energy, REF_forces ...
+    needed: labels that at least one frame must have. Labels that no frame has are left out.
+    """
+    keys = KEYS | (keys or {})
+    for label in keys:
+        if label not in PER_ATOM | PER_STRUCTURE:
+            known = sorted(PER_ATOM | PER_STRUCTURE)
+            raise UsageError(f"unknown label '{label}'.{did_you_mean(label, known)}",
+                             where="keys", fix=f"one of {', '.join(known)}")
+    frames = _frames(path)
+    found = {label for label, key in keys.items() if any(_raw(f, key) is not None for f in frames)}
+    _check_needed(frames, {label: keys[label] for label in needed}, found, path)
+    out = []
+    for i, frame in enumerate(frames):
+        where = f"{path} frame {i}"
+        labels = {name: _label(frame, name, keys[name], where) for name in sorted(found)}
+        out.append((from_ase(frame, cutoff, dtype=dtype, where=where), labels))
+    return out
+
+
+def _frames(path):
+    if not Path(path).is_file():
+        raise DataError("no such file", where=str(path), fix="check the path", code="JM202")
+    try:
+        from jaxmlip.interfaces.extxyz import read_frames
+    except ImportError:
+        from ase.io import read
+
+        read_frames = lambda path: read(path, ":")
+    frames = read_frames(path)
+    if not frames:
+        raise DataError("the file has no frames", where=str(path), code="JM202")
+    return frames
+
+
+def _raw(frame, key):
+    """The value as it stands in the file: never through a calculator, which applies constraints."""
+    results = getattr(frame.calc, "results", {})
+    for place in (frame.arrays, frame.info, results):
+        if place.get(key) is not None:
+            return place[key]
+    return None
+
+
+def _check_needed(frames, needed, found, path):
+    missing = [label for label in needed if label not in found]
+    if not missing:
+        return
+    present = Counter(key for f in frames for key in
+                      (*f.info, *f.arrays, *getattr(f.calc, "results", {})))
+    label = missing[0]
+    counts = ", ".join(f"{key} ({n})" for key, n in present.most_common())
+    raise DataError(
+        f"no frame has '{needed[label]}', the {label} that the loss asks for."
+        f"{did_you_mean(needed[label], present)} Keys in {len(frames)} frames: {counts}",
+        where=str(path), code="JM220",
+        fix=f"name the right key (data: keys: {label}: ...) or give {label} no weight")
+
+
+def _label(frame, name, key, where):
+    per_atom = name in PER_ATOM
+    shape = (len(frame), *PER_ATOM[name]) if per_atom else (1, *PER_STRUCTURE[name])
+    raw = _raw(frame, key)
+    if raw is None:
+        return np.full(shape, np.nan)
+    try:
+        value = np.asarray(raw, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'{key}' is not numeric: {raw!r}", where=where, code="JM221") from error
+    value = _shaped(value, shape, name, key, where)
+    if not np.isfinite(value).all():
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise DataError(f"'{key}' is not finite: {value[first]} at {list(first)}", where=where,
+                        code="JM222", fix="remove the frame, or leave the label out of it")
+    if name == "stress":
+        _check_stress(value[0], frame, key, where)
+    return value
+
+
+def _shaped(value, shape, name, key, where):
+    if name in ("stress", "polarizability"):
+        if value.shape == (6,):
+            value = value[VOIGT]
+        if value.size == 9:
+            return value.reshape(shape)
+    elif value.size == np.prod(shape) and value.squeeze().shape == np.empty(shape).squeeze().shape:
+        return value.reshape(shape)
+    raise DataError(f"'{key}' has shape {value.shape}, expected that of {name}, "
+                    f"{shape if name in PER_ATOM else shape[1:]}", where=where, code="JM221",
+                    fix="3x3 and Voigt order xx, yy, zz, yz, xz, xy are read for tensors")
+
+
+def _check_stress(stress, frame, key, where):
+    if not frame.pbc.any():
+        raise DataError(f"'{key}' is given for a structure without a periodic axis", where=where,
+                        code="JM224", fix="set pbc, or remove the stress of molecules")
+    asymmetry = np.abs(stress - stress.T).max()
+    if asymmetry > 1e-3 * np.abs(stress).max():
+        raise DataError(f"'{key}' is not symmetric: {stress.tolist()} differs from its transpose "
+                        f"by {asymmetry:.2e}, limit 0.1 %", where=where, code="JM223")

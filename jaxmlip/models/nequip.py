@@ -1,0 +1,145 @@
+"""NequIP: equivariant message passing with gates (Batzner et al. 2022, arXiv:2101.03164).
+
+The architecture of the nequip code, layer for layer: species embedding, then convolutions (linear,
+radial weights x harmonics, sum over neighbours, linear, plus a species-dependent self-connection)
+each followed by a gate. Weights of codes of this family (channels that differ by degree, one-hot
+embeddings, natural parities only) fit in without approximation; their radial basis has the
+factor 2/rc where `nn.radial.bessel` has sqrt(2/rc), and their radial weights come sender by sender
+where ours come sorted by message (`nn.tensor_product.paths`).
+"""
+
+from math import sqrt
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.errors import UsageError
+from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.linear import (
+    ChargeSpinEmbedding,
+    Linear,
+    SpeciesEmbedding,
+    SpeciesLinear,
+    of_species,
+    species_index,
+)
+from jaxmlip.nn.radial import SILU_GAIN, TANH_GAIN, RadialMLP, bessel, envelope
+from jaxmlip.nn.readout import ScalarReadout, energy_prediction, response_predictions
+from jaxmlip.nn.tensor_product import convolve, natural, order, paths
+from jaxmlip.system import System, edge_vectors
+
+
+class NequIP(nn.Module):
+    """A `Potential`: init(key, system), apply(params, system) -> energy, energies, charges ...
+
+    Energies are without free-atom references (see `add_reference_energies`). Elements that are
+    not in `elements` give NaN. The last layer keeps only what is read out.
+    """
+
+    elements: tuple[int, ...]  # atomic numbers, sorted; their order is the order of the weights
+    cutoff: float = 5.0  # Å (r_max)
+    channels: int | tuple[int, ...] = 32  # num_features, for all degrees or degree by degree
+    l_max: int = 2  # of features and harmonics
+    parity: bool = True  # features of both parities, or (False) only those of the harmonics
+    n_layers: int = 4  # num_layers
+    n_radial: int = 8  # num_basis
+    trainable_basis: bool = True  # BesselBasis_trainable: frequencies are parameters
+    envelope_p: int = 6  # PolynomialCutoff_p
+    smoothness: int = 2  # derivatives that vanish at the cutoff
+    radial_widths: tuple[int, ...] = (64, 64)  # invariant_layers x invariant_neurons
+    embedding_channels: int = 0  # chemical_embedding_irreps_out; 0: as the scalar features
+    output_channels: int = 0  # conv_to_output_hidden_irreps_out; 0: half of the scalar features
+    readout_width: int = 16  # hidden layer of the scalar readouts of charges and polarisabilities
+    avg_num_neighbors: float = 1.0
+    scale: float | tuple[float, ...] = 1.0  # eV, one or by element (per_species_rescale_scales)
+    shift: float | tuple[float, ...] = 0.0  # eV per atom (per_species_rescale_shifts)
+    charge_spin: bool = False  # embed total charge and multiplicity
+    dipole: bool = False  # predict charges and the dipole
+    polarizability: bool = False
+
+    @nn.compact
+    def __call__(self, system: System):
+        if self.polarizability and self.l_max < 2:
+            raise UsageError(f"polarizability needs l_max >= 2, got {self.l_max}", where="NequIP")
+        species, known = species_index(system.numbers, self.elements)
+        harmonics, basis = self._edges(system)
+        features = self._embedding(system, species)
+        for i in range(self.n_layers):
+            features = self._layer(i, system, features, species, harmonics, basis)
+        energies = self._energies(features, species)
+        return energy_prediction(system, energies, known) | response_predictions(
+            system, [features], self.readout_width,
+            dipole=self.dipole, polarizability=self.polarizability)
+
+    def _edges(self, system):
+        vectors = edge_vectors(system)
+        r = jnp.linalg.norm(vectors, axis=-1)
+        frequencies = jnp.arange(1.0, self.n_radial + 1)
+        if self.trainable_basis:
+            frequencies = self.param("frequencies", lambda _: frequencies)
+        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)
+        basis = bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
+        harmonics = spherical_harmonics(vectors / r[..., None], self.l_max)
+        return harmonics, basis * smooth[..., None]
+
+    def _embedding(self, system, species):
+        c = self.embedding_channels or self._channels(0)
+        x = SpeciesEmbedding(c, len(self.elements), name="embedding")(species)[0, 1]
+        if self.charge_spin:
+            x = x + ChargeSpinEmbedding(c, name="charge_spin")(system)[:, None, :]
+        return {(0, 1): x.astype(system.positions.dtype)}
+
+    def _layer(self, i, system, features, species, harmonics, basis):
+        couplings = paths(features, self.l_max, self._targets(i))
+        same = tuple((key, x.shape[-1]) for key, x in features.items())
+        up = Linear(same, name=f"up_{i}")(features)
+        n_weights = sum(dict(same)[sender] for sender, _, _ in couplings)
+        weights = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")(basis)
+        x = convolve(system, up, harmonics, weights, couplings)
+        x = {key: v / sqrt(self.avg_num_neighbors) for key, v in x.items()}
+        out = self._with_gates(x)
+        x = Linear(out, name=f"message_{i}")(x)
+        skip = SpeciesLinear(out, len(self.elements), name=f"skip_{i}")(features, species)
+        return gate({key: v + skip[key] if key in skip else v for key, v in x.items()})
+
+    def _targets(self, i):
+        if i == self.n_layers - 1:
+            return [(0, 1), *[(1, -1)] * self.dipole, *[(2, 1)] * self.polarizability]
+        keys = natural(self.l_max)
+        return keys + [(l, -p) for l, p in keys] if self.parity else keys
+
+    def _channels(self, l):
+        return self.channels if isinstance(self.channels, int) else self.channels[l]
+
+    def _with_gates(self, keys):
+        """((key, channels), ...) before the gate: a further scalar for each channel of l > 0."""
+        gates = sum(self._channels(l) for l, _ in keys if l > 0)
+        extra = {(0, 1): gates}
+        return tuple((key, self._channels(key[0]) + extra.get(key, 0)) for key in keys)
+
+    def _energies(self, features, species):
+        width = self.output_channels or max(1, self._channels(0) // 2)
+        hidden = Linear(width, keep=((0, 1),), name="hidden")(features)[0, 1][:, 0]
+        energies = ScalarReadout(name="energy")(hidden)
+        by_element = lambda x: of_species(
+            jnp.asarray(np.broadcast_to(x, len(self.elements)), energies.dtype), species)
+        return by_element(self.scale) * energies + by_element(self.shift)
+
+
+def gate(features: dict) -> dict:
+    """Even scalars through silu, odd ones through tanh; l > 0 times silu of scalars of their own.
+
+    The gates are the last even scalars, in the order of the irreps (degree, natural parity first).
+    """
+    gated = sorted((key for key in features if key[0] > 0), key=order)
+    sizes = [features[key].shape[-1] for key in gated]
+    scalars = features[0, 1].shape[-1] - sum(sizes)
+    even = jax.nn.silu(features[0, 1]) * SILU_GAIN
+    out = {(0, 1): even[..., :scalars]}
+    if (0, -1) in features:
+        out[0, -1] = jnp.tanh(features[0, -1]) * TANH_GAIN
+    for key, stop in zip(gated, scalars + np.cumsum(sizes, dtype=int), strict=True):
+        out[key] = features[key] * even[..., stop - features[key].shape[-1] : stop]
+    return out

@@ -1,0 +1,113 @@
+"""Training state on disk: whole or not there, checked, and the one before it kept.
+
+A checkpoint is one safetensors file: the leaves of the state in tree order, and in its header the
+position of the run as JSON with a SHA-256 over both. Resuming from it is exact, bit for bit.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxmlip.errors import ResourceError
+
+KEEP = 2
+
+
+def save_state(folder, state, position: dict, *, step: int) -> Path:
+    """Writes `state-<step>.safetensors`, then removes all but the newest two."""
+    from safetensors.numpy import save
+
+    folder = Path(folder)
+    arrays = _leaves(state)
+    text = json.dumps(position, sort_keys=True)
+    header = {"position": text, "sha256": _digest(arrays, text)}
+    path = folder / f"state-{step:010d}.safetensors"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as f:
+            f.write(save(arrays, metadata=header))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(f"cannot write the checkpoint: {error.strerror}", where=str(path),
+                            fix="free some space; the previous checkpoint is untouched") from error
+    for old in saved_states(folder)[KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def saved_states(folder) -> list[Path]:
+    """Checkpoints in the folder, the newest first."""
+    return sorted(Path(folder).glob("state-*.safetensors"), reverse=True)
+
+
+def newest_state(folder, *, warn=lambda error: None):
+    """(arrays, position) of the newest whole checkpoint, or None if there is none at all.
+
+    Each damaged one is given to `warn` as a ResourceError; if all are damaged, the last is raised.
+    """
+    error = None
+    for path in saved_states(folder):
+        try:
+            return read_state(path)
+        except ResourceError as damaged:
+            warn(damaged)
+            error = damaged
+    if error is not None:
+        raise error
+    return None
+
+
+def read_state(path) -> tuple[dict, dict]:
+    """({leaf name: array}, position). Raises `ResourceError` if the file is not what was saved."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as f:
+            header = f.metadata() or {}
+            arrays = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    text = header.get("position", "")
+    if not text or header.get("sha256") != _digest(arrays, text):
+        raise _damaged(path, "it does not match its SHA-256")
+    return arrays, json.loads(text)
+
+
+def restore_state(template, arrays: dict):
+    """The state with the saved leaves. Raises `ResourceError` if shapes or dtypes differ."""
+    expected = _leaves(template)
+    for name in sorted(expected.keys() | arrays.keys()):
+        describe = lambda a: "missing" if a is None else f"{a.dtype}{list(a.shape)}"
+        saved, wanted = describe(arrays.get(name)), describe(expected.get(name))
+        if saved != wanted:
+            raise ResourceError(f"the checkpoint has {name} {saved}, this run needs {wanted}",
+                                code="JM403", fix="start afresh with resume off")
+    leaves, tree = jax.tree.flatten(template)
+    saved = [jax.numpy.array(arrays[name]) for name in expected]
+    return jax.tree.unflatten(tree, saved)
+
+
+def _leaves(state) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {f"{i:05d}{jax.tree_util.keystr(p)}": np.asarray(x) for i, (p, x) in enumerate(leaves)}
+
+
+def _digest(arrays, text):
+    h = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        h.update(f"{name}{array.dtype}{array.shape}".encode())
+        h.update(array.tobytes())
+    return h.hexdigest()
+
+
+def _damaged(path, why):
+    return ResourceError(f"the checkpoint is damaged: {why}", where=str(path), code="JM402",
+                         fix="delete it; an older whole one is used where there is one")

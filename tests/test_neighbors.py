@@ -1,0 +1,52 @@
+"""Neighbour search finds what a brute-force sum over images finds, in any cell."""
+
+import numpy as np
+import pytest
+from structures import STRUCTURES
+
+from jaxmlip.neighbors import find_edges, neighbor_pairs
+
+
+def brute_force(atoms, cutoff):
+    cell = np.asarray(atoms.cell.complete())
+    reach = np.where(atoms.pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)) + 1, 0)
+    ranges = [np.arange(-n, n + 1) for n in reach.astype(int)]
+    shifts = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3)
+    found = set()
+    for i, a in enumerate(atoms.positions):
+        for j, b in enumerate(atoms.positions):
+            d = np.linalg.norm(b + shifts @ cell - a, axis=1)
+            hits = shifts[(d < cutoff) & ((i != j) | shifts.any(1))]
+            found |= {(i, j, *map(int, s)) for s in hits}
+    return found
+
+
+@pytest.mark.parametrize("cutoff", [2.7, 6.1])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_all_images_are_found(name, cutoff):
+    atoms = STRUCTURES[name]()
+    i, j, s = neighbor_pairs(atoms.positions, atoms.cell.complete(), atoms.pbc, cutoff)
+    found = [(a, b, *map(int, shift)) for a, b, shift in zip(i.tolist(), j.tolist(), s, strict=True)]
+    assert len(found) == len(set(found))
+    assert set(found) == brute_force(atoms, cutoff)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_unwrapped_atoms_have_the_same_edges(name):
+    atoms = STRUCTURES[name]()
+    moved = atoms.copy()
+    moved.positions += np.where(atoms.pbc, 1.0, 0.0) @ np.asarray(atoms.cell.complete()) * 3
+    moved.positions[0] -= 2 * np.where(atoms.pbc, 1.0, 0.0) @ np.asarray(atoms.cell.complete())
+    lengths = []
+    for a in (atoms, moved):
+        cell = np.asarray(a.cell.complete())
+        i, j, s = neighbor_pairs(a.positions, cell, a.pbc, 4.0)
+        lengths.append(np.sort(np.linalg.norm(a.positions[j] + s @ cell - a.positions[i], axis=1)))
+    np.testing.assert_allclose(lengths[0], lengths[1], atol=1e-12)
+
+
+def test_no_atoms_and_no_edges_have_right_shapes():
+    empty = find_edges(np.zeros((0, 3)), np.eye(3), [False] * 3, 5.0)
+    assert empty.senders.shape == (0, 1) and empty.shifts.shape == (0, 1, 3)
+    lone = find_edges(np.zeros((1, 3)), np.eye(3), [False] * 3, 5.0)
+    assert lone.senders.shape == (1, 1) and not lone.mask.any()
