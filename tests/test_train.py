@@ -53,6 +53,18 @@ class Toy(nn.Module):
         return result
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+    """Runs that are started again compile the same steps: keep them while this file is tested."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    old = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, old, strict=True):
+        jax.config.update(name, value)
+
+
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setattr(models, "_HOME", {"Toy": "toy"})
@@ -93,6 +105,7 @@ optimizer:
   weight_decay: 1e-6
 epochs: 4
 batch_atoms: 16
+buckets: 1
 output: out
 """
 

@@ -4,8 +4,6 @@ The gradient is linearised once; its linear map is applied to unit vectors in ch
 forward pass and its residuals are shared by all columns.
 """
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +36,7 @@ def hessian(apply, *, atoms=None, memory: float = 2e9):
         at = lambda r: gradient(r, params, system)
         n = system.n_atoms
         rows = np.arange(n) if atoms is None else np.atleast_1d(np.asarray(atoms))
+        _check_rows(rows, n)
         columns = (3 * rows[:, None] + np.arange(3)).reshape(-1)
         _, linear = jax.linearize(at, positions)
         chunk = rows_at_once(at, positions, memory, len(columns))
@@ -73,6 +72,7 @@ def _bytes(jaxpr) -> int:
     return total
 
 
-def system_at(system, positions):
-    """The system with other positions (edges kept)."""
-    return replace(system, positions=positions)
+def _check_rows(rows, n):
+    outside = rows[(rows < 0) | (rows >= n)]
+    if len(outside):  # JAX would clamp the index without a word
+        raise IndexError(f"atoms holds atom {outside[0]}, the system has atoms 0 to {n - 1}")

@@ -15,7 +15,7 @@ FARTHEST = 1e7  # Å; beyond it float32 cannot tell neighbours apart
 
 
 def check_structure(atoms, *, where: str = "") -> None:
-    """Refuses: no atoms, wild or coincident positions, a flat cell, a wrong charge, spin or field."""
+    """Refuses no atoms, wild or coincident positions, a flat cell, a bad charge, spin or field."""
     if len(atoms) == 0:
         raise DataError("the structure has no atoms", where=where, code="JM202")
     _check_positions(atoms, where)

@@ -17,7 +17,7 @@ from jaxmlip.nn.tensor_product import natural, paths
 
 KNOWN_BLOCKS = ("RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock")
 WITHOUT_CONTENT = re.compile(
-    r".*(\.bias|output_mask|_zeroed|conv_tp\.weight|prefactor|r_max|num_interactions)$")
+    r".*(\.bias|output_mask|_zeroed|conv_tp\.weight|_w3j_[0-9_]+|prefactor|r_max|num_interactions)$")
 
 
 def convert(state: dict, settings: dict) -> tuple[dict, dict]:

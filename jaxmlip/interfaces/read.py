@@ -155,8 +155,8 @@ def _read_with_ase(path, name):
 
 
 def _checked(atoms, where):
-    check_structure(atoms, where=where)
     _check_occupancy(atoms, where)
+    check_structure(atoms, where=where)
     if atoms.constraints:
         kinds = ", ".join(type(c).__name__ for c in atoms.constraints)
         log.info("%s: constraints kept (%s)", where, kinds)

@@ -54,7 +54,7 @@ def train(config_path, *, overrides: dict | None = None, resume: bool = True,
     """
     config = read_config(config_path, overrides=overrides)
     check_dtype(config.dtype)
-    report = progress or to_stderr
+    report = to_stderr if progress is None else progress
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     run = prepare(config)

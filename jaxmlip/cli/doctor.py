@@ -1,0 +1,200 @@
+"""`jaxmlip doctor`: is this installation sound, and does it give right numbers here?
+
+Every check ends in OK, WARN (with what to do) or FAIL; one FAIL makes the exit status 1.
+"""
+
+from typing import Annotated, NamedTuple
+
+import typer
+
+from jaxmlip.cli import options
+from jaxmlip.cli.output import plan, table, task
+
+FORCE, ROTATION, SINGLE = 1e-6, 1e-9, 2e-4  # eV/Å, eV, eV/Å: largest errors that are right
+
+
+class Finding(NamedTuple):
+    name: str
+    verdict: str  # OK, WARN or FAIL
+    value: str
+    fix: str = ""
+
+
+def doctor(
+    model: Annotated[str | None, typer.Option(
+        "--model", "-m", metavar="NAME|PATH", help="The potential that is put to the test; "
+        "default organic, and a Morse potential if that is not there.")] = None,
+    json: options.Json = None,
+    overwrite: options.Overwrite = False,
+):
+    """Versions, devices, precision, and forces against differences of energies (eV/Å)."""
+    from jaxmlip.cli import session
+
+    output = plan("doctor", [], json_file=json, overwrite=overwrite)
+    findings = [_jax_version()]
+    if findings[0].verdict != "FAIL":
+        session.start(x64=True)
+        with task("checking"):
+            findings += [_devices(), _double(), _products(), _cache(), _memory()]
+            findings += _numbers(model)
+    rows = [(f.verdict, f.name, f.value) for f in findings]
+    rows += [("", f"  fix for {f.name}", f.fix) for f in findings if f.fix]
+    output.console.print(table({"": "left", "check": "left", "found": "left"}, rows))
+    failed = [f.name for f in findings if f.verdict == "FAIL"]
+    output.finish({"command": "doctor", **session.versions(), "ok": not failed, "failed": failed,
+                   "checks": [f._asdict() for f in findings]})
+    if failed:
+        raise typer.Exit(1)
+
+
+def _judged(name, error, limit, unit, fix) -> Finding:
+    good = error <= limit  # NaN is not
+    return Finding(name, "OK" if good else "FAIL", f"{error:.1e} {unit} (limit {limit:.0e})",
+                   "" if good else fix)
+
+
+# --- the installation ----------------------------------------------------------------------------
+
+
+def _jax_version() -> Finding:
+    from jaxmlip.cli.session import MISCOMPILES, versions
+
+    found = versions()
+    text = ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in found.items())
+    if found["jax_version"] in MISCOMPILES:
+        return Finding("versions", "FAIL", text, "this jax gives wrong numbers on CPU: "
+                       "pip install 'jax!=0.10.2'")
+    return Finding("versions", "OK", text)
+
+
+def _devices() -> Finding:
+    import shutil
+
+    import jax
+
+    text = ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices())
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
+        return Finding("devices", "WARN", text, "there is a GPU that JAX does not use: "
+                       "pip install 'jaxmlip[cuda12]' or 'jaxmlip[cuda13]'")
+    return Finding("devices", "OK", text)
+
+
+def _double() -> Finding:
+    import jax.numpy as jnp
+
+    dtype = jnp.ones(1, "float64").dtype
+    good = dtype == "float64"
+    return Finding("float64", "OK" if good else "FAIL", str(dtype),
+                   "" if good else "unset JAX_ENABLE_X64=0")
+
+
+def _products() -> Finding:
+    """Products of many matrices, summed: where a compiler has gone wrong before."""
+    import jax
+    import numpy as np
+
+    a, b = np.random.default_rng(0).normal(size=(2, 16, 12, 12))
+    found = jax.jit(jax.vmap(lambda x, y: (x @ y).sum(0)))(a, b)
+    error = float(np.abs(np.asarray(found) - np.einsum("nij,njk->nk", a, b)).max())
+    return _judged("compiled products", error, 1e-10, "", "another version of jax")
+
+
+def _cache() -> Finding:
+    from jaxmlip.cli.session import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return Finding("compilation cache", "WARN", "none", "make ~/.cache writable for you "
+                       "alone, or set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR")
+    size = sum(p.stat().st_size for p in folder.glob("*") if p.is_file())
+    return Finding("compilation cache", "OK", f"{folder} ({size / 1e6:.0f} MB)")
+
+
+def _memory() -> Finding:
+    import os
+
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    except (AttributeError, OSError, ValueError):
+        return Finding("free memory", "OK", "not known on this system")
+    few = "close other programs: a Hessian may need more" if free < 1 else ""
+    return Finding("free memory", "WARN" if few else "OK", f"{free:.1f} GB", few)
+
+
+# --- the numbers ---------------------------------------------------------------------------------
+
+
+def _numbers(name) -> list[Finding]:
+    """The potential on a molecule: gradient, symmetry, precision."""
+    import jax
+
+    from jaxmlip.derivatives.first import total_energy
+    from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.system import cast
+
+    found, potential, params, atoms = _potential(name)
+    system = from_ase(atoms, potential.cutoff, dtype="float64")
+    params = cast(params, "float64")
+    slope = jax.jit(jax.value_and_grad(total_energy(potential.apply)))
+    energy, gradient = slope(system.positions, params, system)
+    single = cast(system, "float32")
+    _, rough = slope(single.positions, cast(params, "float32"), single)
+    wrong = "the numbers of this installation cannot be trusted: report it"
+    return [
+        found,
+        _judged("forces against differences", _difference(slope, params, system, gradient), FORCE,
+                "eV/Å", wrong),
+        _judged("turned molecule", _turned(slope, params, system, energy), ROTATION, "eV", wrong),
+        _judged("float32 against float64", float(abs(rough - gradient).max()),
+                SINGLE * max(1.0, float(abs(gradient).max())), "eV/Å", "use --dtype float64"),
+    ]
+
+
+def _potential(name):
+    """(finding, potential, params, a molecule that it knows)."""
+    from jaxmlip import pretrained
+    from jaxmlip.interfaces.read import read_structure
+    from jaxmlip.models import checkpoint
+
+    if name is None and "organic" not in pretrained.names():
+        from jaxmlip.models import Morse
+
+        potential = Morse(elements=(1, 6, 8), depth=4.0, a=2.0, r0=1.2, cutoff=4.0)
+        return (Finding("model", "WARN", "Morse instead of 'organic'", "reinstall jaxmlip: its "
+                        "packaged potential is missing"), potential, {}, read_structure("ethanol"))
+    path = pretrained.path_of(name or "organic")
+    potential, params, card = checkpoint.load(path)
+    return (Finding("model", "OK", f"{name or 'organic'}, sha256 {card['sha256'][:16]}..."),
+            potential, params, _molecule(card))
+
+
+def _molecule(card):
+    """Ethanol, or a pair of the first element where a model does not know it."""
+    from ase import Atoms
+
+    from jaxmlip.interfaces.read import read_structure
+
+    atoms = read_structure("ethanol")
+    if not set(atoms.numbers) <= set(card["elements"]):
+        number = card["elements"][0]
+        atoms = Atoms([number] * 3, [[0, 0, 0], [2.3, 0.1, 0], [0.2, 0.3, 2.4]])
+    atoms.rattle(0.02, seed=0)
+    return atoms
+
+
+def _difference(slope, params, system, gradient, step=1e-4) -> float:
+    """Largest error of the force along one direction that moves all atoms."""
+    import numpy as np
+
+    direction = np.random.default_rng(1).normal(size=system.positions.shape)
+    direction /= np.linalg.norm(direction)
+    at = lambda h: float(slope(system.positions + h * direction, params, system)[0])
+    return abs((at(step) - at(-step)) / (2 * step) - float((gradient * direction).sum()))
+
+
+def _turned(slope, params, system, energy) -> float:
+    """Change of the energy when the molecule is turned."""
+    import numpy as np
+
+    q, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))
+    return abs(float(slope(system.positions @ q, params, system)[0]) - float(energy))

@@ -1,0 +1,63 @@
+"""Figures. Drawn on a canvas of their own, so that no display and no global state is touched."""
+
+import numpy as np
+
+MOLAR = 43.43  # L/(mol cm) of 1 km/mol per cm⁻¹, decadic: 1e5 / (1000 ln 10)
+INK, CURVE, STICK = "#222222", "#1f5f8b", "#d1603d"
+
+
+def curve(frequencies_cm1, intensities, *, width: float):
+    """(wavenumbers cm⁻¹, decadic molar absorption coefficient L/(mol cm)) of broadened lines."""
+    from jaxmlip.vibrations import spectrum
+
+    top = max(4000.0, 100 * np.ceil((np.max(frequencies_cm1, initial=0) + 20 * width) / 100))
+    grid = np.arange(0.0, top + 0.5, min(1.0, width / 8))
+    return grid, MOLAR * spectrum(frequencies_cm1, intensities, grid, width=width)
+
+
+def infrared(path, frequencies_cm1, intensities, *, width: float, title: str) -> None:
+    """A spectrum as spectroscopists draw it, wavenumbers falling to the right; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    right = left.twinx()
+    x, y = curve(frequencies_cm1, intensities, width=width)
+    left.plot(x, y, color=CURVE, lw=1.4)
+    left.fill_between(x, y, color=CURVE, alpha=0.12, lw=0)
+    right.vlines(frequencies_cm1, 0, intensities, color=STICK, lw=1.2)
+    _limits(left, right, x, y, intensities)
+    _labels(left, frequencies_cm1, intensities, x, y)
+    left.set(xlabel="wavenumber (cm⁻¹)",
+             ylabel="molar absorption coefficient (L mol⁻¹ cm⁻¹)")
+    right.set_ylabel("intensity (km mol⁻¹)", color=STICK)
+    left.set_title(title, loc="left", fontsize=11, color=INK)
+    left.set_title(f"harmonic, Lorentzian lines, FWHM {width:g} cm⁻¹", loc="right", fontsize=9,
+                   color="#666666")
+    figure.savefig(path, format="png")
+
+
+def _limits(left, right, x, y, intensities):
+    left.set_xlim(x[-1], 0)
+    left.set_ylim(0, 1.18 * max(y.max(initial=0), 1e-6))
+    right.set_ylim(0, 1.18 * max(np.max(intensities, initial=0), 1e-6))
+    right.tick_params(axis="y", colors=STICK)
+    for axes in (left, right):
+        axes.spines["top"].set_visible(False)
+        axes.minorticks_on()
+
+
+def _labels(axes, frequencies, intensities, x, y, *, most=8, apart=60.0):
+    """Wavenumbers over the strongest lines, as many as have room."""
+    named = []
+    for i in np.argsort(-np.asarray(intensities)):
+        f = frequencies[i]
+        weak = intensities[i] < 0.03 * np.max(intensities)
+        if weak or f < 0 or len(named) == most:
+            break
+        if all(abs(f - other) > apart for other in named):
+            named.append(f)
+            axes.annotate(f"{f:.0f}", (f, np.interp(f, x, y)), (0, 4), ha="center", fontsize=8,
+                          textcoords="offset points", color=INK)

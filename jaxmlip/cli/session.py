@@ -1,0 +1,162 @@
+"""What must be settled before the first array: precision, compilation cache, model, structure."""
+
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmlip.cli.output import Output, note
+from jaxmlip.errors import ModelError, ResourceError, UsageError
+
+MISCOMPILES = ("0.10.2",)  # versions of JAX with wrong numbers on CPU (vmapped matmul + reduce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A potential that is ready for use."""
+
+    name: str
+    potential: tuple
+    params: dict
+    card: dict
+    dtype: str
+
+    @property
+    def summary(self) -> dict:
+        """What every JSON says of the model."""
+        return {"model": self.name, "model_sha256": self.card["sha256"], "dtype": self.dtype,
+                "level_of_theory": self.card.get("level_of_theory")}
+
+
+def start(*, x64: bool) -> None:
+    """Sets JAX up. Raises `ResourceError` for a version that gives wrong numbers."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    if jax.__version__ in MISCOMPILES:
+        raise ResourceError(f"jax {jax.__version__} gives wrong numbers on CPU", code="JM404",
+                            fix="pip install 'jax!=0.10.2'")
+    jax.config.update("jax_enable_x64", x64)
+    jax.config.update("jax_default_matmul_precision", "highest")  # TF32 ruins curvature
+    folder = cache_folder()
+    if folder is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept, made if need be; None where that is not safe or possible.
+
+    What is in it is run: it must belong to this user alone. One folder for each version and kind
+    of processor, since home folders are shared between machines.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmlip"
+        folder = base / _machine()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        info = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    foreign = hasattr(os, "getuid") and info.st_uid != os.getuid()
+    shared = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return None if foreign or shared or not os.access(folder, os.W_OK) else folder
+
+
+def _machine() -> str:
+    import hashlib
+    import platform
+    from importlib.metadata import version
+
+    cpu = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        flags = [line for line in info.read_text().splitlines() if line.startswith("flags")]
+        cpu += "".join(flags[:1])
+    return f"jaxlib-{version('jaxlib')}-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
+
+
+def open_model(model: str, dtype: str, *, needs_dipole: bool = False) -> Opened:
+    """The potential with its parameters in `dtype`; `start` comes first."""
+    from jaxmlip import pretrained
+    from jaxmlip.models import checkpoint
+    from jaxmlip.system import cast
+
+    path = pretrained.path_of(model)
+    potential, params, card = checkpoint.load(path)
+    name = path.stem if model in pretrained.names() else str(model)
+    if needs_dipole and not card["fields"].get("dipole"):
+        raise ModelError(f"model '{name}' predicts no dipole, and infrared intensities are its "
+                         "derivatives", code="JM508", fix="another --model; `jaxmlip modes` gives "
+                         "frequencies without intensities")
+    return Opened(name=name, potential=potential, params=cast(params, dtype), card=card,
+                  dtype=str(dtype))
+
+
+def read(file: str, model: Opened, output: Output, *, frame: int = -1):
+    """One structure that the model knows, checked."""
+    from jaxmlip.interfaces.read import read_structure
+
+    return _known(read_structure(file, frame=frame), model, output, file)
+
+
+def read_all(file: str, model: Opened, output: Output) -> list:
+    """Every structure of a file, checked."""
+    from jaxmlip.interfaces.read import read_structures
+
+    frames = read_structures(file)
+    where = [file if len(frames) == 1 else f"{file} frame {i}" for i in range(len(frames))]
+    return [_known(a, model, output, w) for a, w in zip(frames, where, strict=True)]
+
+
+def _known(atoms, model, output, where):
+    from jaxmlip.interfaces.check import check_elements
+
+    check_elements(atoms.numbers, model.card["elements"], model=model.name, where=where)
+    asked = atoms.info.get("charge", 0) != 0 or atoms.info.get("spin", 1) != 1
+    if asked and not model.card["fields"].get("charge_spin"):
+        output.warn(f"{where}: the energy of model '{model.name}' does not depend on charge and "
+                    "spin; the structure has others than 0 and 1")
+    return atoms
+
+
+def versions() -> dict:
+    """The versions that decide the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import jaxmlip
+
+    out = {"jaxmlip_version": jaxmlip.__version__, "python_version": sys.version.split()[0]}
+    for name in ("jax", "jaxlib", "flax", "numpy", "ase"):
+        try:
+            out[f"{name}_version"] = version(name)
+        except PackageNotFoundError:
+            out[f"{name}_version"] = None
+    return out
+
+
+def positive(**values) -> None:
+    """Raises `UsageError` unless every value is a finite number above zero."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is {value}; it must be above zero", where=option)
+
+
+def first_use() -> bool:
+    """Whether nothing compiled is kept yet, so that a wait should be announced."""
+    folder = cache_folder()
+    try:
+        return folder is None or not any(folder.iterdir())
+    except OSError:
+        return True
+
+
+def announce() -> None:
+    """Tells of compilation before it makes anyone wonder."""
+    if not first_use():
+        return
+    kept = "kept for the next time" if cache_folder() else "not kept: no cache folder is writable"
+    note(f"compiling on first use, about half a minute for a small molecule ({kept})")

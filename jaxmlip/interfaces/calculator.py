@@ -1,0 +1,201 @@
+"""A potential as an ASE calculator.
+
+Only what is asked for is computed: an energy runs no backward pass, forces no strain derivative.
+Each of the functions is compiled once for a number of atoms; the neighbour list keeps its width
+while it suffices, so that an atom that moves does not cost a compilation.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from jaxmlip import derivatives
+from jaxmlip.errors import NumericalError, check_dtype
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.check import check_elements
+from jaxmlip.potential import PER_ATOM
+from jaxmlip.system import cast, ladder, pad
+
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
+
+
+class PotentialCalculator(Calculator):
+    """Energies (eV), forces (eV/Å), stress (eV/Å³, Voigt), dipole (e Å) and charges (e) for ASE.
+
+    Charge, spin and field are read from atoms.info, as in `from_ase`. dtype: float64 needs
+    jax_enable_x64, and is the default with it. elements: what the potential knows (None: not
+    checked), as symbols or atomic numbers. Forces are true derivatives: constraints are ASE's.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "dipole",
+                              "charges"]
+    ignored_changes = {"initial_charges", "initial_magmoms"}
+
+    def __init__(self, potential, params, *, dtype=None, elements=None, name="potential",
+                 **kwargs):
+        super().__init__(**kwargs)
+        dtype = dtype or (np.float64 if jax.config.jax_enable_x64 else np.float32)
+        check_dtype(dtype)
+        self.potential, self.params, self.dtype = potential, cast(params, dtype), np.dtype(dtype)
+        self.elements, self._name = elements, name
+        apply = potential.apply
+        self._energy = jax.jit(apply)
+        self._forces = jax.jit(_with_forces(apply))
+        self._stress = jax.jit(derivatives.predict(apply))
+        self._hessian = jax.jit(derivatives.hessian(apply))
+        self._dipole = jax.jit(derivatives.dipole(apply))
+        self._born_charges = jax.jit(derivatives.born_charges(apply))
+        self._polarizability = jax.jit(derivatives.polarizability(apply))
+        self._widths = {}  # number of atoms: neighbours per atom
+        self._response = None  # charge, spin and field of the results at hand
+        self._asked = self._asked_before = frozenset()  # what was asked of this and the last state
+
+    def _get_name(self):
+        return self._name
+
+    def check_state(self, atoms, tol=1e-15):
+        """ASE's list of changes, and 'info' if charge, spin or field are others."""
+        changes = super().check_state(atoms, tol=tol)
+        return changes if _response(atoms) == self._response else [*changes, "info"]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fills `results` with what is asked for and what comes with it at no cost."""
+        atoms = self.atoms if atoms is None else atoms
+        if self.atoms is None or self.check_state(atoms):
+            self.results = {}
+            self._asked_before, self._asked = self._asked, frozenset()
+        super().calculate(atoms)
+        self._response = _response(atoms)
+        self._asked |= set(properties)
+        if "stress" in properties:
+            _check_volume(atoms)
+        results = _to_numpy(self._function(atoms)(self.params, self.system(atoms)), atoms)
+        for key in set(properties) - set(results):
+            raise PropertyNotImplementedError(
+                f"'{self.name}' predicts {', '.join(sorted(results))}, but not {key}")
+        self.results.update(results)
+
+    def _function(self, atoms):
+        """The cheapest function that gives what this state was asked for.
+
+        Who asks for forces and then for stress at every step, as relaxations of the cell do, gets
+        both from one backward pass from the second step on.
+        """
+        if "stress" in self._asked:
+            return self._stress
+        if "forces" in self._asked:
+            both = "stress" in self._asked_before and atoms.cell.rank == 3 and atoms.pbc.any()
+            return self._stress if both else self._forces
+        return self._energy
+
+    def system(self, atoms):
+        """The `System` that is computed, with neighbour lists of a width that seldom changes."""
+        if self.elements is not None:
+            check_elements(atoms.numbers, self.elements, model=self.name)
+        system = from_ase(atoms, self.potential.cutoff, dtype=self.dtype)
+        n, found = len(atoms), system.edges.mask.sum(1).max()
+        if found > self._widths.get(n, 0):
+            width = ladder(int(found + found // 10 + 1))
+            self._widths[n] = width if atoms.pbc.any() else max(min(width, n - 1), 1)
+        return pad(_narrowed(system, self._widths[n]), n_neighbors=self._widths[n])
+
+    # --- second derivatives, which ASE has no properties for -------------------------------------
+
+    def get_hessian(self, atoms):
+        """d²E/drdr, [n, 3, n, 3], eV/Å², not symmetrised and without constraints."""
+        return self._second(self._hessian, atoms, "hessian")
+
+    def get_born_charges(self, atoms):
+        """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e."""
+        self._check_field(atoms)
+        return self._second(self._born_charges, atoms, "born_charges")
+
+    def get_polarizability(self, atoms):
+        """-d²E/dfield², [3, 3], e² Å²/eV as elsewhere in ASE (times 14.3996 for Å³)."""
+        self._check_field(atoms)
+        return self._second(self._polarizability, atoms, "polarizability")[0]
+
+    def _second(self, function, atoms, key):
+        value = np.array(function(self.params, self.system(atoms)), np.float64)
+        _check_finite({key: value}, atoms)
+        return value
+
+    def _check_field(self, atoms):
+        """Without a coupling to the field every response would be zero, and no one would know."""
+        system = self.system(atoms)
+        predicted = self._energy(self.params, system).get("dipole")
+        if predicted is None:
+            raise PropertyNotImplementedError(f"'{self.name}' does not predict a dipole")
+        derived = self._dipole(self.params, system)
+        if not np.allclose(derived, predicted, rtol=1e-3, atol=1e-4):
+            raise PropertyNotImplementedError(
+                f"the energy of '{self.name}' does not depend on the field as its dipole does: "
+                "wrap the potential in jaxmlip.add_field")
+
+
+def _response(atoms):
+    """What the energy depends on besides geometry, as text: a copy that compares without fail."""
+    return [np.array2string(np.asarray(atoms.info.get(key, default)), precision=17)
+            for key, default in (("charge", 0.0), ("spin", 1), ("field", np.zeros(3)))]
+
+
+def _with_forces(apply):
+    """The prediction of `apply` with forces, by one backward pass over positions alone."""
+
+    def with_forces(params, system):
+        def energy(positions):
+            out = apply(params, replace(system, positions=positions))
+            return out["energy"].sum(), out
+
+        gradient, out = jax.grad(energy, has_aux=True)(jnp.asarray(system.positions))
+        return {**out, "forces": -gradient}
+
+    return with_forces
+
+
+def _narrowed(system, width):
+    """Edges cut to `width`; real neighbours come first in every row."""
+    edges = jax.tree.map(lambda x: x[:, :width], system.edges)
+    return replace(system, edges=edges)
+
+
+def _check_volume(atoms):
+    if not atoms.pbc.any():
+        raise PropertyNotImplementedError("a molecule has no stress: no axis is periodic")
+    if atoms.cell.rank < 3:
+        raise PropertyNotImplementedError(
+            "stress needs a volume: give all three cell vectors, also along open axes")
+
+
+def _to_numpy(out, atoms):
+    """The prediction of one structure as ASE wants it: float64, no batch axis, Voigt stress."""
+    out = {key: np.array(value, np.float64) for key, value in out.items()
+           if key in PotentialCalculator.implemented_properties}
+    if "stress" in out:
+        out["stress"] = out["stress"][0][VOIGT]
+    if "dipole" in out:
+        out["dipole"] = out["dipole"][0]
+    out["energy"] = float(out["energy"][0])
+    out["free_energy"] = out["energy"]
+    if not (atoms.pbc.any() and atoms.cell.rank == 3):
+        out.pop("stress", None)
+    _check_finite(out, atoms)
+    return out
+
+
+def _check_finite(out, atoms):
+    """Raises `NumericalError`; quantities of atoms first, for they tell which."""
+    for key, value in sorted(out.items(), key=lambda item: -np.size(item[1])):
+        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        if not len(bad):
+            continue
+        i = int(bad[0][0])
+        per_atom = key in PER_ATOM or key == "hessian"
+        where = f"atom {i} ({atoms.symbols[i]})" if per_atom else atoms.get_chemical_formula()
+        raise NumericalError(f"{key} is not finite: {value[i] if np.shape(value) else value}",
+                             where=where, code="JM303",
+                             fix="look at the geometry round this atom and at the elements that "
+                                 "the potential knows")
