@@ -3,9 +3,9 @@
 Two halves, since the two codes need not share an environment; the file between them is plain
 numpy. First, where mace-torch is (pip install torch mace-torch; CPU is enough):
 
-    python compare_mace_torch.py --export random.npz                 # random weights, residual first
-    python compare_mace_torch.py --export plain.npz --plain-first    # RealAgnosticInteractionBlock
-    python compare_mace_torch.py --export trained.npz --model FILE   # unpickles FILE: trust it first
+    python compare_mace_torch.py --export random.npz                # random weights, residual first
+    python compare_mace_torch.py --export plain.npz --plain-first   # RealAgnosticInteractionBlock
+    python compare_mace_torch.py --export trained.npz --model FILE  # unpickles FILE: trust it first
 
 then, where jaxmlip is:
 
@@ -67,7 +67,7 @@ def export(path, *, model_file=None, plain_first=False, hidden="16x0e+16x1o", co
         model = _random_model(hidden, correlation, plain_first)
     blocks = [type(b).__name__ for b in model.interactions]
     settings = {"avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
-                "interactions": blocks, "gate": "silu"}
+                "interactions": blocks, "gate": "silu"}  # another gate would show in the comparison
     arrays = {f"state|{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
     elements = [int(z) for z in model.atomic_numbers]
     for name, atoms in structures(elements, float(model.r_max)).items():
@@ -128,30 +128,43 @@ def compare(path) -> bool:
     potential = potential_of(card)
     predict = jax.jit(jaxmlip.predict(potential.apply))
     names = [k[:-10] for k in file if k.endswith("|positions")]
-    good = True
-    for name in names:
-        reference = {k.split("|")[1]: file[k] for k in file if k.startswith(f"{name}|")}
-        good &= _compare_one(path, name, predict, params, potential, reference)
-    return good
+    references = {name: {k.split("|")[1]: file[k] for k in file if k.startswith(f"{name}|")}
+                  for name in names}
+    systems = _systems(references, potential.cutoff)
+    return all([_compare_one(path, name, predict, params, systems[name], references[name])
+                for name in names])
 
 
-def _compare_one(path, name, predict, params, potential, reference):
-    import ase
-    import jax
+def _systems(references, cutoff):
+    """The structures as systems of one padded shape, so that one compilation serves them all."""
     from ase import Atoms
 
     import jaxmlip
+    from jaxmlip.system import pad
 
-    structure = {k: reference[k] for k in ("positions", "numbers", "cell", "pbc")}
-    system = jaxmlip.from_ase(Atoms(**structure), potential.cutoff)
+    keys = ("positions", "numbers", "cell", "pbc")
+    systems = {name: jaxmlip.from_ase(Atoms(**{k: r[k] for k in keys}), cutoff)
+               for name, r in references.items()}
+    n_atoms = max(s.n_atoms for s in systems.values())
+    width = max(s.edges.senders.shape[1] for s in systems.values())
+    return {k: pad(s, n_atoms=n_atoms, n_neighbors=width) for k, s in systems.items()}
+
+
+def _compare_one(path, name, predict, params, system, reference):
+    import ase
+    import jax
+
     start = time.perf_counter()
     out = jax.block_until_ready(predict(params, system))
     first = time.perf_counter() - start
+    n = len(reference["numbers"])
+    out = {**out, "forces": out["forces"][:n]}
     errors = {k: float(np.abs(np.asarray(out[k]) - reference[k]).max())
               for k in LIMITS if k in reference}
     print(json.dumps({
-        "file": str(path), "structure": name, "n_atoms": system.n_atoms, "dtype": "float64",
-        "energy_eV": float(out["energy"][0]), "largest_force": float(abs(reference["forces"]).max()),
+        "file": str(path), "structure": name, "n_atoms": n, "dtype": "float64",
+        "energy_eV": float(out["energy"][0]),
+        "largest_force_eV_per_A": float(abs(reference["forces"]).max()),
         **{f"{k}_difference": v for k, v in errors.items()}, "first_call_s": round(first, 1),
         "jax": jax.__version__, "ase": ase.__version__, "device": jax.default_backend(),
     }))

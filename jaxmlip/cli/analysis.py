@@ -40,7 +40,7 @@ def vibrations(atoms, model: Opened, output: Output, *, relax: bool, fmax: float
         atoms = atoms.copy()
         atoms.set_constraint()
     system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
-    announce()
+    announce("modes", model, len(atoms))
     n_steps = 0
     if relax:
         system, info = relaxed(system, model, fmax=fmax, steps=steps, method=method)

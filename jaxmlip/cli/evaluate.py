@@ -32,7 +32,7 @@ def evaluate(
     keys = _keys(key or ())
     session.start(x64=dtype == Dtype.float64)
     opened = session.open_model(model, dtype)
-    session.announce()
+    session.announce("evaluate", opened, batch_atoms)
     with task("comparing") as tell:
         found = _compared(file, opened, keys=keys, labels=label, batch_atoms=batch_atoms)
         tell(f"{found['n_frames']} structures, {found['n_atoms']} atoms")

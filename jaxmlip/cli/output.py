@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,9 +87,10 @@ def stem(source: str) -> str:
 
 
 def _check_writable(folder: Path):
-    trial = folder / f".jaxmlip-{os.getpid()}.partial"
+    """A trial in the folder, or in the one where it will be made."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    trial = there / f".jaxmlip-{os.getpid()}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()
     except OSError as error:
@@ -104,13 +105,15 @@ def write(path: Path, writer: Callable[[Path], None]) -> None:
     """`writer(partial)`, then one move: the file is whole or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         writer(partial)
         os.replace(partial, path)
     except OSError as error:
         raise ResourceError(f"cannot write: {error.strerror or error}", where=str(path),
                             fix="choose a writable folder with free space") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,6 +175,7 @@ def task(what: str):
     Yields a function that takes news. A spinner on a terminal, plain lines elsewhere.
     """
     console, begun, news = _console(sys.stderr), time.monotonic(), [""]
+    compiling = _compile_seconds()
     if not console.is_terminal:
         note(f"{what} ...")
     with console.status(what) if console.is_terminal else _nothing() as status:
@@ -182,7 +186,27 @@ def task(what: str):
                 status.update(f"{what}{news[0]}")
 
         yield tell
-    note(f"{what}{news[0]} ({time.monotonic() - begun:.1f} s)")
+    seconds, compiling = time.monotonic() - begun, _compile_seconds() - compiling
+    part = f", {compiling:.1f} s of it compiling" if compiling > 0.5 else ""
+    note(f"{what}{news[0]} ({seconds:.1f} s{part})")
+
+
+def _compile_seconds() -> float:
+    """Seconds that JAX has spent compiling so far, counted from the first call."""
+    from jax import monitoring
+
+    if not _COMPILED:
+        _COMPILED.append(0.0)
+        monitoring.register_event_duration_secs_listener(_count_compilation)
+    return sum(_COMPILED)
+
+
+def _count_compilation(event, seconds, **more):
+    if event.endswith("backend_compile_duration"):
+        _COMPILED.append(seconds)
+
+
+_COMPILED: list[float] = []
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def relax(
     atoms = session.read(file, opened, output, frame=frame)
     fixed = _fixed(atoms, file)
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
-    session.announce()
+    session.announce("relax", opened, len(atoms))
     system, info = analysis.relaxed(system, opened, fmax=fmax, steps=steps, method=method,
                                     fixed=fixed)
     atoms = _moved(atoms, system, opened)

@@ -31,7 +31,7 @@ class Opened:
 
 def start(*, x64: bool) -> None:
     """Sets JAX up. Raises `ResourceError` for a version that gives wrong numbers."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is wrong comes as an exception
     import jax
 
     if jax.__version__ in MISCOMPILES:
@@ -145,18 +145,19 @@ def positive(**values) -> None:
             raise UsageError(f"{option} is {value}; it must be above zero", where=option)
 
 
-def first_use() -> bool:
-    """Whether nothing compiled is kept yet, so that a wait should be announced."""
+def announce(command: str, model: Opened, n_atoms: int) -> None:
+    """Tells of compilation before it makes anyone wonder: once for a command, model and size."""
+    import hashlib
+
     folder = cache_folder()
+    if folder is None:
+        return note("compiling, half a minute for a small molecule (not kept: no cache folder)")
+    text = f"{command} {model.card['sha256']} {model.dtype} {n_atoms}"
+    mark = folder / f"seen-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     try:
-        return folder is None or not any(folder.iterdir())
+        if not mark.exists():
+            note("compiling for this model and size, about half a minute for a small molecule "
+                 "(kept for the next time)")
+            mark.touch()
     except OSError:
-        return True
-
-
-def announce() -> None:
-    """Tells of compilation before it makes anyone wonder."""
-    if not first_use():
-        return
-    kept = "kept for the next time" if cache_folder() else "not kept: no cache folder is writable"
-    note(f"compiling on first use, about half a minute for a small molecule ({kept})")
+        pass  # only a courtesy

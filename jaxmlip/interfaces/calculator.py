@@ -96,11 +96,14 @@ class PotentialCalculator(Calculator):
         if self.elements is not None:
             check_elements(atoms.numbers, self.elements, model=self.name)
         system = from_ase(atoms, self.potential.cutoff, dtype=self.dtype)
-        n, found = len(atoms), system.edges.mask.sum(1).max()
-        if found > self._widths.get(n, 0):
-            width = ladder(int(found + found // 10 + 1))
-            self._widths[n] = width if atoms.pbc.any() else max(min(width, n - 1), 1)
-        return pad(_narrowed(system, self._widths[n]), n_neighbors=self._widths[n])
+        n, found = len(atoms), int(system.edges.mask.sum(1).max())
+        width = self._widths.get(n, 0)
+        if found > width or not width:
+            width = ladder(found + found // 10 + 1)
+            if not atoms.pbc.any():
+                width = max(min(width, n - 1), 1)
+            self._widths[n] = width
+        return pad(_narrowed(system, width), n_neighbors=width)
 
     # --- second derivatives, which ASE has no properties for -------------------------------------
 

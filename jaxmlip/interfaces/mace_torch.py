@@ -138,7 +138,7 @@ def _product(params, take, fields, i):
 
 
 def projection(couplings, l_max: int, degree: int, key) -> np.ndarray:
-    """[n_polynomials, n_couplings] from mace's U [(2l+1,) components ..., n_couplings] to our basis.
+    """[n_polynomials, n_couplings] from mace's U [(2l+1,) components .., n_couplings] to ours.
 
     Entries whose indices are permutations of one another belong to one monomial and add up.
     Raises `ModelError` if the couplings are not in the span of the basis.

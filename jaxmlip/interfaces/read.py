@@ -25,6 +25,10 @@ FORMATS = {  # suffix: ASE's name of the format
     ".in": "aims", ".lmp": "lammps-data", ".data": "lammps-data", ".gen": "gen", ".mol": "mol",
     ".sdf": "sdf", ".cube": "cube",
 }
+DECLARED = {  # where ASE does not compare: format: (line from 0, the number of atoms in it)
+    "gen": (0, lambda line: line.split()[0]), "mol": (3, lambda line: line[:3]),
+    "sdf": (3, lambda line: line[:3]),
+}
 COMPRESSED = {".gz", ".xz", ".bz2"}
 COMMON = {"water": "H2O", "methane": "CH4", "ammonia": "NH3", "methanol": "CH3OH",
           "ethanol": "CH3CH2OH", "formaldehyde": "H2CO", "acetone": "CH3COCH3", "benzene": "C6H6"}
@@ -95,6 +99,7 @@ def _frames(path, format):
     else:
         _before(path, name)
         frames = _read_with_ase(path, name)
+        _after(path, name, frames)
     if not frames:
         raise DataError(f"no structure in this {name} file", where=str(path), code="JM202",
                         fix="does it list atoms?")
@@ -152,6 +157,17 @@ def _read_with_ase(path, name):
                         where=str(path), code="JM207",
                         fix="is it whole, and does its name tell the right format?") from error
     return frames if isinstance(frames, list) else [frames]
+
+
+def _after(path, name, frames):
+    """A file cut in the middle of its atoms, which some parsers of ASE take for a whole one."""
+    if name in DECLARED:
+        number, count = DECLARED[name]
+        with open_text(path) as stream:
+            expected = int(count(stream.readlines()[number]))
+        if len(frames[0]) != expected:
+            raise DataError(f"expected {expected} atoms, found {len(frames[0])} (interrupted "
+                            "write?)", where=str(path), code="JM206", fix="copy the file again")
 
 
 def _checked(atoms, where):

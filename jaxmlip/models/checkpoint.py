@@ -37,7 +37,12 @@ def build(card: dict):
         if field not in allowed:
             raise ModelError(f"{name} has no field '{field}'.{did_you_mean(field, allowed)}",
                              fix=f"one of {', '.join(allowed)}", code="JM503")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["fields"].items()})
+    return cls(**{k: _frozen(v) for k, v in card["fields"].items()})
+
+
+def _frozen(value):
+    """Lists of JSON as tuples, which modules can be compared and compiled by."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def potential_of(card: dict) -> Potential:

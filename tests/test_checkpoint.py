@@ -1,0 +1,111 @@
+"""A model file is whole or refused, and what it gives back is what went in."""
+
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from structures import ethanol
+
+import jaxmlip
+from jaxmlip.errors import ModelError, ResourceError
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.models import checkpoint
+
+CARD = {"architecture": "MACE", "elements": [1, 6, 8], "cutoff": 3.0,
+        "reference_energies": {"1": -13.5, "6": -57.25, "8": -110.0},
+        "fields": {"elements": [1, 6, 8], "cutoff": 3.0, "channels": 4, "l_max": 1,
+                   "correlation": 2, "radial_widths": [4], "dipole": True}}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.safetensors"
+    system = from_ase(ethanol(), 3.0)
+    params = jax.jit(checkpoint.build(CARD).init)(jax.random.key(0), system)
+    checkpoint.save(path, CARD, params)
+    return path, params, system
+
+
+def test_weights_and_card_come_back_as_they_went(saved):
+    path, params, _ = saved
+    _, found, card = checkpoint.load(path)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    jax.tree.map(assert_array_equal, found, params)
+    assert card["fields"] == CARD["fields"] and card["format"] == checkpoint.FORMAT
+
+
+def test_a_loaded_potential_gives_total_energies_and_responses(saved):
+    path, params, system = saved
+    potential, found = jaxmlip.load(path)
+    total = potential.apply(found, system)["energy"][0]
+    bare = checkpoint.build(CARD).apply(params, system)["energy"][0]
+    assert total - bare == pytest.approx(6 * -13.5 + 2 * -57.25 - 110.0, abs=1e-9)
+    born = jax.jit(jaxmlip.born_charges(potential.apply))(found, system)
+    assert np.abs(born).max() > 1e-3 and np.abs(born.sum(0)).max() < 1e-6  # float32 weights
+
+
+@pytest.mark.parametrize("place", [-1, -200, 0.7])
+def test_one_flipped_bit_is_found(saved, tmp_path, place):
+    data = bytearray(saved[0].read_bytes())
+    data[place if isinstance(place, int) else int(place * len(data))] ^= 4
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(data)
+    with pytest.raises(ModelError, match="JM50"):
+        checkpoint.load(bad)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 2000])
+def test_a_file_that_was_cut_is_refused(saved, tmp_path, size):
+    bad = tmp_path / "cut.safetensors"
+    bad.write_bytes(saved[0].read_bytes()[:size])
+    with pytest.raises(ModelError, match="JM504"):
+        checkpoint.load(bad)
+
+
+def rewritten(path, tmp_path, **changes):
+    """The file with another card, as another version of this package would have written it."""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    card = json.loads(header["__metadata__"]["jaxmlip"]) | changes
+    header["__metadata__"]["jaxmlip"] = json.dumps(card)
+    text = json.dumps(header).encode()
+    out = tmp_path / "other.safetensors"
+    out.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    return out
+
+
+def test_a_newer_format_says_what_to_do(saved, tmp_path):
+    with pytest.raises(ModelError, match="pip install -U"):
+        checkpoint.load(rewritten(saved[0], tmp_path, format=99))
+
+
+def test_unknown_architectures_and_fields_are_named(saved, tmp_path):
+    with pytest.raises(ModelError, match="Did you mean 'MACE'"):
+        checkpoint.load(rewritten(saved[0], tmp_path, architecture="MACEE"))
+    fields = CARD["fields"] | {"chanels": 4}
+    with pytest.raises(ModelError, match="Did you mean 'channels'"):
+        checkpoint.load(rewritten(saved[0], tmp_path, fields=fields))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"a": np.zeros(3)}, path)
+    with pytest.raises(ModelError, match="without a jaxmlip card"):
+        checkpoint.load(path)
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ModelError, match="unknown model 'organik'"):
+        jaxmlip.load("organik")
+
+
+def test_a_folder_that_is_not_there_leaves_nothing_behind(saved, tmp_path):
+    with pytest.raises(ResourceError, match="cannot write"):
+        checkpoint.save(tmp_path / "absent" / "model.safetensors", CARD, saved[1])
+    assert not list(tmp_path.iterdir())
