@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     system = jaxmlip.from_ase(molecule("H2O"), TINY["cutoff"], dtype="float32")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in TINY.items()}
-    params = jaxmlip.cast(MACE(**fields).init(KEY, system), "float32")
+    params = jaxmlip.cast(jax.jit(MACE(**fields).init)(KEY, system), "float32")
     checkpoint.save(path, card("MACE", TINY), params)
     return str(path)
 

@@ -63,6 +63,16 @@ def test_labels_are_read_and_missing_ones_are_nan(tmp_path, rng):
     assert "stress" not in a
 
 
+def test_keys_that_ase_keeps_for_itself_can_be_labels(tmp_path):
+    path = tmp_path / "plain.extxyz"
+    path.write_text('2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-3.0 pbc="F F F"\n'
+                    "H 0 0 0 1 2 3\nH 0 0 0.8 -1 -2 -3\n")
+    keys = {"energy": "energy", "forces": "forces"}
+    (_, labels), = read_labelled(path, 3.0, keys=keys, needed=("energy", "forces"))
+    assert labels["energy"] == [-3.0]
+    np.testing.assert_array_equal(labels["forces"], [[1, 2, 3], [-1, -2, -3]])
+
+
 def test_voigt_and_full_stress_are_the_same(tmp_path):
     full = np.array([[1.0, 6, 5], [6, 2, 4], [5, 4, 3]]) / 100
     voigt = np.array([1.0, 2, 3, 4, 5, 6]) / 100

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.extxyz import read_frames
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
 
 KEYS = {name: f"REF_{name}" for name in
@@ -44,12 +45,6 @@ def read_labelled(path, cutoff: float, *, keys: dict | None = None, needed=(), d
 def _frames(path):
     if not Path(path).is_file():
         raise DataError("no such file", where=str(path), fix="check the path", code="JM202")
-    try:
-        from jaxmlip.interfaces.extxyz import read_frames
-    except ImportError:
-        from ase.io import read
-
-        read_frames = lambda path: read(path, ":")
     frames = read_frames(path)
     if not frames:
         raise DataError("the file has no frames", where=str(path), code="JM202")
@@ -58,19 +53,22 @@ def _frames(path):
 
 def _raw(frame, key):
     """The value as it stands in the file: never through a calculator, which applies constraints."""
-    results = getattr(frame.calc, "results", {})
-    for place in (frame.arrays, frame.info, results):
+    for place in (frame.arrays, frame.info, _results(frame)):
         if place.get(key) is not None:
             return place[key]
     return None
+
+
+def _results(frame):
+    """Where ASE puts keys of its own such as `energy`; the raw dict, not the methods over it."""
+    return getattr(frame.calc, "results", {})
 
 
 def _check_needed(frames, needed, found, path):
     missing = [label for label in needed if label not in found]
     if not missing:
         return
-    present = Counter(key for f in frames for key in
-                      (*f.info, *f.arrays, *getattr(f.calc, "results", {})))
+    present = Counter(key for f in frames for key in (*f.info, *f.arrays, *_results(f)))
     label = missing[0]
     counts = ", ".join(f"{key} ({n})" for key, n in present.most_common())
     raise DataError(

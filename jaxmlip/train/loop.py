@@ -57,6 +57,8 @@ def train(config_path, *, overrides: dict | None = None, resume: bool = True,
     report = to_stderr if progress is None else progress
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    for half_written in output.glob("*.partial"):
+        half_written.unlink()
     run = prepare(config)
     state, at = start(run, resume=resume, report=report)
     report(_introduction(run, state, at))
