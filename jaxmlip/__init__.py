@@ -10,18 +10,43 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "System": "system", "Edges": "system", "cast": "system", "concatenate": "system",
-    "pad": "system", "supercell": "system",
-    "Potential": "potential", "add": "potential", "add_field": "potential",
-    "add_reference_energies": "potential", "scale": "potential",
-    "forces": "derivatives", "stress": "derivatives", "predict": "derivatives",
-    "hessian": "derivatives", "hessian_vector_product": "derivatives",
-    "dipole": "derivatives", "polarizability": "derivatives", "born_charges": "derivatives",
-    "from_ase": "interfaces.ase", "to_ase": "interfaces.ase", "Calculator": "pretrained.calculator",
+    "System": "system",
+    "Edges": "system",
+    "cast": "system",
+    "concatenate": "system",
+    "pad": "system",
+    "supercell": "system",
+    "Potential": "potential",
+    "add": "potential",
+    "add_field": "potential",
+    "add_reference_energies": "potential",
+    "scale": "potential",
+    "forces": "derivatives",
+    "stress": "derivatives",
+    "predict": "derivatives",
+    "hessian": "derivatives",
+    "hessian_vector_product": "derivatives",
+    "dipole": "derivatives",
+    "polarizability": "derivatives",
+    "born_charges": "derivatives",
+    "from_ase": "interfaces.ase",
+    "to_ase": "interfaces.ase",
+    "Calculator": "pretrained.calculator",
     "load": "pretrained",
 }
-_ROOMS = ("units", "errors", "neighbors", "models", "nn", "data", "interfaces", "train", "md",
-          "vibrations", "pretrained")
+_ROOMS = (
+    "units",
+    "errors",
+    "neighbors",
+    "models",
+    "nn",
+    "data",
+    "interfaces",
+    "train",
+    "md",
+    "vibrations",
+    "pretrained",
+)
 __all__ = [*_HOME, "units"]
 
 

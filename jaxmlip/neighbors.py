@@ -23,7 +23,9 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
         return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32)
     search = NeighborList(cutoff=float(cutoff), full_list=True)
     first, second, shifts = search.compute(
-        points=positions, box=np.ascontiguousarray(cell, np.float64), periodic=pbc.copy(),
+        points=positions,
+        box=np.ascontiguousarray(cell, np.float64),
+        periodic=pbc.copy(),
         quantities="ijS",
     )
     order = np.lexsort((*shifts.T, first, second))
@@ -31,8 +33,9 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
     return as_int(first), as_int(second), as_int(shifts)
 
 
-def find_edges(positions, cell, pbc, cutoff: float, *, capacity: int | None = None,
-               flat: bool = False) -> Edges:
+def find_edges(
+    positions, cell, pbc, cutoff: float, *, capacity: int | None = None, flat: bool = False
+) -> Edges:
     """The `Edges` of one structure within `cutoff` (Å).
 
     capacity: neighbours per atom (or edges, if `flat`); default the next size of the ladder.
@@ -48,8 +51,10 @@ def _size(needed: int, capacity: int | None, what: str) -> int:
     if capacity is None:
         return ladder(max(needed, 1))
     if needed > capacity:
-        raise DataError(f"the structure needs {needed} {what}, capacity is {capacity}",
-                        fix=f"give a capacity of at least {needed}, or None")
+        raise DataError(
+            f"the structure needs {needed} {what}, capacity is {capacity}",
+            fix=f"give a capacity of at least {needed}, or None",
+        )
     return capacity
 
 
@@ -57,17 +62,24 @@ def _flat(senders, receivers, shifts, n_atoms, capacity) -> Edges:
     extra = _size(len(senders), capacity, "edges") - len(senders)
     last = max(n_atoms - 1, 0)
     grow = lambda x, v: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
-    return Edges(senders=grow(senders, last), receivers=grow(receivers, last),
-                 shifts=grow(shifts, 0), mask=grow(np.ones(len(senders), bool), False))
+    return Edges(
+        senders=grow(senders, last),
+        receivers=grow(receivers, last),
+        shifts=grow(shifts, 0),
+        mask=grow(np.ones(len(senders), bool), False),
+    )
 
 
 def _per_receiver(senders, receivers, shifts, n_atoms, capacity) -> Edges:
     counts = np.bincount(receivers, minlength=n_atoms)
     width = _size(int(counts.max(initial=0)), capacity, "neighbours of one atom")
     column = np.arange(len(receivers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    out = Edges(senders=np.zeros((n_atoms, width), np.int32), receivers=None,
-                shifts=np.zeros((n_atoms, width, 3), np.int32),
-                mask=np.zeros((n_atoms, width), bool))
+    out = Edges(
+        senders=np.zeros((n_atoms, width), np.int32),
+        receivers=None,
+        shifts=np.zeros((n_atoms, width, 3), np.int32),
+        mask=np.zeros((n_atoms, width), bool),
+    )
     out.senders[receivers, column] = senders
     out.shifts[receivers, column] = shifts
     out.mask[receivers, column] = True

@@ -7,9 +7,9 @@ A potential is a pair of pure functions and a cutoff: `params = init(key, system
 | key | shape | unit | sign, remark |
 |---|---|---|---|
 | energy | [n_graphs] | eV | |
-| energies | [n_atoms] | eV | sum to the energy, fields and reference energies included where atomic |
+| energies | [n_atoms] | eV | sum to the energy without its field terms |
 | forces | [n_atoms, 3] | eV/Å | -dE/dr |
-| stress | [n_graphs, 3, 3] | eV/Å³ | +dE/dstrain / V, positive under tension (ASE); NaN for molecules |
+| stress | [n_graphs, 3, 3] | eV/Å³ | +dE/dstrain / V, ASE sign; NaN for molecules |
 | charges | [n_atoms] | e | sum to the charge of the structure |
 | dipole | [n_graphs, 3] | e Å | -dE/dfield; about the origin where the structure is charged |
 | polarizability | [n_graphs, 3, 3] | e² Å²/eV | -d²E/dfield² |
@@ -96,8 +96,10 @@ def add_field(potential) -> Potential:
     def apply(params, system: System):
         out = dict(potential.apply(params, system))
         if "dipole" not in out:
-            raise KeyError(f"add_field needs a potential that predicts 'dipole'; this one "
-                           f"predicts {sorted(out)}")
+            raise KeyError(
+                f"add_field needs a potential that predicts 'dipole'; this one "
+                f"predicts {sorted(out)}"
+            )
         field, dtype = system.field, out["energy"].dtype
         work = (out["dipole"] * field).sum(-1)
         if "polarizability" in out:

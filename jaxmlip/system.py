@@ -84,8 +84,11 @@ def edge_vectors(system: System) -> jax.Array:
     system = jax.tree.map(jnp.asarray, system)
     edges, receivers = system.edges, _receivers(system)
     cell = system.cell[system.graph[receivers]]
-    offsets = jnp.einsum("...a,...ab->...b", edges.shifts.astype(cell.dtype),
-                         jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)))
+    offsets = jnp.einsum(
+        "...a,...ab->...b",
+        edges.shifts.astype(cell.dtype),
+        jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)),
+    )
     vectors = system.positions[receivers] + offsets - system.positions[edges.senders]
     return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
 
@@ -106,8 +109,8 @@ def at_receivers(system: System, nodes: Array) -> jax.Array:
 def sum_edges(system: System, values: Array, factors: Array | None = None) -> jax.Array:
     """Sum of edge values at their receivers, -> [n_atoms, ...]; padded edges count as zero.
 
-    With `factors` the product is summed without ever being stored for all edges:
-    values [edge, q, c] and factors [edge, q, m] give sum over edges and q of c x m, [n_atoms, m, c].
+    With `factors` a product is summed without ever being stored for all edges: values [edge, q, c]
+    and factors [edge, q, m] give the sum over edges and q of c x m, [n_atoms, m, c].
     """
     edges = system.edges
     mask = edges.mask.reshape(edges.mask.shape + (1,) * (values.ndim - edges.mask.ndim))
@@ -203,8 +206,11 @@ def concatenate(systems) -> System:
         for name in ("positions", "numbers", "cell", "pbc", "charge", "spin", "field")
     }
     graph = np.concatenate([s.graph + g for s, g in zip(systems, graphs, strict=True)])
-    return System(**joined, graph=graph.astype(np.int32),
-                  edges=_concatenate_edges([s.edges for s in systems], atoms))
+    return System(
+        **joined,
+        graph=graph.astype(np.int32),
+        edges=_concatenate_edges([s.edges for s in systems], atoms),
+    )
 
 
 def _concatenate_edges(edges, offsets):
@@ -213,9 +219,14 @@ def _concatenate_edges(edges, offsets):
     if edges[0].receivers is None:
         width = max(e.senders.shape[1] for e in edges)
         edges = [_widen(e, width) for e in edges]
-    moved = [replace(e, senders=np.where(e.mask, e.senders + o, o),
-                     receivers=None if e.receivers is None else e.receivers + o)
-             for e, o in zip(edges, offsets, strict=True)]
+    moved = [
+        replace(
+            e,
+            senders=np.where(e.mask, e.senders + o, o),
+            receivers=None if e.receivers is None else e.receivers + o,
+        )
+        for e, o in zip(edges, offsets, strict=True)
+    ]
     return jax.tree.map(lambda *x: np.concatenate(x), *moved)
 
 
@@ -235,8 +246,10 @@ def pad(system: System, *, n_atoms=None, n_graphs=None, n_neighbors=None, n_edge
     atoms = (n_atoms or system.n_atoms) - system.n_atoms
     graphs = (n_graphs or system.n_graphs) - system.n_graphs
     if min(atoms, graphs) < 0:
-        raise ValueError(f"cannot pad {system.n_atoms} atoms in {system.n_graphs} structures "
-                         f"to {n_atoms} atoms in {n_graphs}")
+        raise ValueError(
+            f"cannot pad {system.n_atoms} atoms in {system.n_graphs} structures "
+            f"to {n_atoms} atoms in {n_graphs}"
+        )
     grow = lambda x, n: np.pad(x, [(0, n)] + [(0, 0)] * (x.ndim - 1))
     eye = np.broadcast_to(np.eye(3, dtype=system.cell.dtype), (graphs, 3, 3))
     last = system.n_graphs + graphs - 1
@@ -262,8 +275,12 @@ def _pad_edges(edges, atoms, total, n_neighbors, n_edges):
         return _widen(jax.tree.map(rows, edges), width)
     extra = max((n_edges or 0) - len(edges.senders), 0)
     grow = lambda x, v=0: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
-    return Edges(senders=grow(edges.senders, total - 1), receivers=grow(edges.receivers, total - 1),
-                 shifts=grow(edges.shifts), mask=grow(edges.mask))
+    return Edges(
+        senders=grow(edges.senders, total - 1),
+        receivers=grow(edges.receivers, total - 1),
+        shifts=grow(edges.shifts),
+        mask=grow(edges.mask),
+    )
 
 
 def supercell(system: System, repeats) -> System:
@@ -276,14 +293,20 @@ def supercell(system: System, repeats) -> System:
     repeats = np.asarray(repeats, int)
     periodic = np.asarray(system.pbc)[0]
     if (repeats < 1).any() or (repeats[~periodic] > 1).any():
-        raise ValueError(f"repeats must be >= 1, and 1 along open axes: got {repeats.tolist()} "
-                         f"for pbc {periodic.tolist()}")
+        raise ValueError(
+            f"repeats must be >= 1, and 1 along open axes: got {repeats.tolist()} "
+            f"for pbc {periodic.tolist()}"
+        )
     copies = np.stack(np.meshgrid(*map(np.arange, repeats), indexing="ij"), -1).reshape(-1, 3)
     cell = np.asarray(system.cell)[0]
     positions = (np.asarray(system.positions)[None] + (copies @ cell)[:, None]).reshape(-1, 3)
     n = len(copies)
     return replace(
-        system, positions=positions.astype(cell.dtype), numbers=np.tile(system.numbers, n),
-        graph=np.zeros(n * system.n_atoms, np.int32), charge=np.asarray(system.charge) * n,
-        cell=(cell * repeats[:, None])[None].astype(cell.dtype), edges=None,
+        system,
+        positions=positions.astype(cell.dtype),
+        numbers=np.tile(system.numbers, n),
+        graph=np.zeros(n * system.n_atoms, np.int32),
+        charge=np.asarray(system.charge) * n,
+        cell=(cell * repeats[:, None])[None].astype(cell.dtype),
+        edges=None,
     )

@@ -1,4 +1,4 @@
-"""Units as plain floats, in Å, eV, amu and e: `300 * units.kB` is an energy, `0.5 * units.fs` a time.
+"""Units as plain floats, in Å, eV, amu and e: `300 * units.kB` is an energy, `units.fs` a time.
 
 CODATA 2014, the set that ASE uses, so that numbers agree with ase.units to the last digits.
 """

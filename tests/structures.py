@@ -48,8 +48,9 @@ def single_atom():
     return bulk("C", "fcc", a=3.9)
 
 
-STRUCTURES = {f.__name__: f for f in
-              (ethanol, triclinic, left_handed, slab, small_cell, single_atom)}
+STRUCTURES = {
+    f.__name__: f for f in (ethanol, triclinic, left_handed, slab, small_cell, single_atom)
+}
 
 
 def toy(cutoff=4.0):
@@ -62,15 +63,23 @@ def toy(cutoff=4.0):
         weight = system.numbers.astype(vectors.dtype) / 8
         density = sum_edges(system, smooth * to_edges(system, weight))
         vector = sum_edges(system, smooth[..., None, None], vectors[..., None, :])[..., 0]
-        energies = jnp.where(system.atom_mask,
-                             jnp.tanh(density) * weight + 0.1 * (vector**2).sum(-1), 0)
+        energies = jnp.where(
+            system.atom_mask, jnp.tanh(density) * weight + 0.1 * (vector**2).sum(-1), 0
+        )
         charges = jnp.where(system.atom_mask, jnp.tanh(density) - 0.5, 0)
-        mean = sum_atoms(system, charges) / jnp.maximum(sum_atoms(system, jnp.ones_like(charges)), 1)
+        mean = sum_atoms(system, charges) / jnp.maximum(
+            sum_atoms(system, jnp.ones_like(charges)), 1
+        )
         charges = jnp.where(system.atom_mask, charges - mean[system.graph], 0)
         dipole = sum_atoms(system, charges[:, None] * system.positions + 0.05 * vector)
         alpha = sum_atoms(system, density[:, None, None] * jnp.eye(3, dtype=vectors.dtype))
-        return {"energy": sum_energies(system, energies), "energies": energies,
-                "charges": charges, "dipole": dipole, "polarizability": alpha}
+        return {
+            "energy": sum_energies(system, energies),
+            "energies": energies,
+            "charges": charges,
+            "dipole": dipole,
+            "polarizability": alpha,
+        }
 
     return Potential(lambda key, system: {}, apply, cutoff)
 

@@ -14,10 +14,21 @@ from jaxmlip.errors import ModelError, ResourceError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import checkpoint
 
-CARD = {"architecture": "MACE", "elements": [1, 6, 8], "cutoff": 3.0,
-        "reference_energies": {"1": -13.5, "6": -57.25, "8": -110.0},
-        "fields": {"elements": [1, 6, 8], "cutoff": 3.0, "channels": 4, "l_max": 1,
-                   "correlation": 2, "radial_widths": [4], "dipole": True}}
+CARD = {
+    "architecture": "MACE",
+    "elements": [1, 6, 8],
+    "cutoff": 3.0,
+    "reference_energies": {"1": -13.5, "6": -57.25, "8": -110.0},
+    "fields": {
+        "elements": [1, 6, 8],
+        "cutoff": 3.0,
+        "channels": 4,
+        "l_max": 1,
+        "correlation": 2,
+        "radial_widths": [4],
+        "dipole": True,
+    },
+}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     system = jaxmlip.from_ase(molecule("H2O"), TINY["cutoff"], dtype="float32")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in TINY.items()}
-    params = jaxmlip.cast(jax.jit(MACE(**fields).init)(KEY, system), "float32")
+    shapes, random = jax.eval_shape(MACE(**fields).init, KEY, system), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype("float32"), shapes)
     checkpoint.save(path, card("MACE", TINY), params)
     return str(path)
 
@@ -121,8 +122,8 @@ USAGE = {
     "output in a file": (["relax", "H2O", "--out", "water.xyz/x"], 5, "cannot write here"),
     "no such frame": (["relax", "water.xyz", "--frame", "3", "--model", "MODEL"], 3, "frame 3"),
     "no configuration": (["train", "none.yaml"], 2, "none.yaml"),
-    "no labels": (["evaluate", "water.xyz", "--model", "MODEL"], 3, "JM220"),
-    "key that is none": (["evaluate", "water.xyz", "--key", "energy"], 2, "--key"),
+    "no labels": (["evaluate", "MODEL", "water.xyz"], 3, "JM220"),
+    "key that is none": (["evaluate", "MODEL", "water.xyz", "--key", "energy"], 2, "--key"),
     "card of no model": (["models", "show", "none.safetensors"], 6, "no such model file"),
 }
 
@@ -263,7 +264,7 @@ def test_stress_is_given_for_a_crystal(springs, capsys):
 def test_evaluate_of_the_model_on_itself_is_exact(water, springs, capsys):
     assert main(["singlepoint", water, "--model", springs, "--extxyz"]) == 0
     capsys.readouterr()
-    found = run_json(["evaluate", "water_singlepoint.xyz", "--model", springs, "--key",
+    found = run_json(["evaluate", springs, "water_singlepoint.xyz", "--key",
                       "energy=energy", "--key", "forces=forces", "--dtype", "float64"], capsys)
     assert found["forces_mae_meV_per_A"] < 1e-4 and found["energy_mae_meV_per_atom"] < 1e-4
 

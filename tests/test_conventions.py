@@ -11,11 +11,20 @@ import jaxmlip
 from jaxmlip import units
 from jaxmlip.interfaces.ase import from_ase, to_ase
 
-PAIRS = {"fs": ase.units.fs, "kB": ase.units.kB, "bohr": ase.units.Bohr, "GPa": ase.units.GPa,
-         "hartree": ase.units.Hartree, "debye": ase.units.Debye, "invcm": ase.units.invcm,
-         "kcal_mol": ase.units.kcal / ase.units.mol, "kJ_mol": ase.units.kJ / ase.units.mol,
-         "second": ase.units.second, "bar": ase.units.bar,
-         "hbar": ase.units._hbar * ase.units.J * ase.units.second}
+PAIRS = {
+    "fs": ase.units.fs,
+    "kB": ase.units.kB,
+    "bohr": ase.units.Bohr,
+    "GPa": ase.units.GPa,
+    "hartree": ase.units.Hartree,
+    "debye": ase.units.Debye,
+    "invcm": ase.units.invcm,
+    "kcal_mol": ase.units.kcal / ase.units.mol,
+    "kJ_mol": ase.units.kJ / ase.units.mol,
+    "second": ase.units.second,
+    "bar": ase.units.bar,
+    "hbar": ase.units._hbar * ase.units.J * ase.units.second,
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -13,7 +13,7 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS, FIRE
+from ase.optimize import BFGS
 from numpy.testing import assert_allclose
 
 import jaxmlip
@@ -254,13 +254,13 @@ def test_a_denser_structure_widens_the_neighbour_list_and_loses_no_edge(crystal)
 
 def test_forces_and_stress_at_every_step_share_one_backward_pass(crystal):
     crystal.calc = argon_calculator()
-    for _ in range(2):
-        crystal.rattle(0.01)
+    along = []
+    for _ in range(4):
+        crystal.positions[0, 0] += 0.01
         crystal.get_forces()
+        along.append("stress" in crystal.calc.results)
         crystal.get_stress()
-    crystal.rattle(0.01)
-    crystal.get_forces()
-    assert "stress" in crystal.calc.results
+    assert along == [False, True, True, True]
 
 
 # --- at work -------------------------------------------------------------------------------------
@@ -291,8 +291,8 @@ def test_relaxation_with_a_fixed_atom(cluster):
 def test_relaxation_of_a_cell():
     atoms = ase.build.bulk("Ar", "fcc", a=5.0)
     atoms.calc = argon_calculator()
-    assert FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=200)
-    assert_allclose(atoms.get_stress(), 0, atol=1e-5)
+    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=200)
+    assert_allclose(atoms.get_stress(), 0, atol=3e-5)  # fmax over 36 Å³
 
 
 def test_unknown_elements_are_refused_by_name(crystal):

@@ -10,19 +10,41 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxmlip"
 LEVEL = {
-    "system": 0, "units": 0, "errors": 0,
-    "neighbors": 1, "potential": 1, "derivatives": 1, "nn": 1, "electrostatics": 1,
-    "models": 2, "data": 2, "interfaces": 2,
-    "train": 3, "md": 3, "vibrations": 3, "pretrained": 3,
+    "system": 0,
+    "units": 0,
+    "errors": 0,
+    "neighbors": 1,
+    "potential": 1,
+    "derivatives": 1,
+    "nn": 1,
+    "electrostatics": 1,
+    "models": 2,
+    "data": 2,
+    "interfaces": 2,
+    "train": 3,
+    "md": 3,
+    "vibrations": 3,
+    "pretrained": 3,
     "cli": 4,
+    "__main__": 5,
 }
 HOMES = {
-    "flax": {"nn", "models"}, "optax": {"train", "md"}, "jax_md": {"md"},
-    "ase": {"interfaces", "cli"}, "phonopy": {"interfaces", "cli"},
-    "spglib": {"interfaces", "cli"}, "seekpath": {"interfaces", "cli"},
-    "typer": {"cli"}, "rich": {"cli"}, "matplotlib": {"cli"},
-    "vesin": {"neighbors"}, "safetensors": {"models", "train"}, "yaml": {"train", "cli"},
-    "jax": None, "numpy": None, "scipy": {"interfaces"},
+    "flax": {"nn", "models"},
+    "optax": {"train", "md"},
+    "jax_md": {"md"},
+    "ase": {"interfaces", "cli"},
+    "phonopy": {"interfaces", "cli"},
+    "spglib": {"interfaces", "cli"},
+    "seekpath": {"interfaces", "cli"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "matplotlib": {"cli"},
+    "vesin": {"neighbors"},
+    "safetensors": {"models", "train"},
+    "yaml": {"train", "cli"},
+    "jax": None,
+    "numpy": None,
+    "scipy": {"interfaces"},
 }
 
 
@@ -64,7 +86,9 @@ def test_the_rule_sees_a_violation(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     bad = tmp_path / "nn" / "bad.py"
     bad.parent.mkdir()
-    bad.write_text("import ase\nfrom jaxmlip.train import step\nfrom jaxmlip.potential import add\n")
+    bad.write_text(
+        "import ase\nfrom jaxmlip.train import step\nfrom jaxmlip.potential import add\n"
+    )
     assert len(list(violations(bad))) == 3
 
 
@@ -72,8 +96,11 @@ def test_nothing_is_pickled_and_nothing_evaluated():
     forbidden = ("pickle", "cloudpickle", "dill", "joblib")
     for path in FILES:
         assert not set(imports_of(path)) & set(forbidden), path
-        calls = [n.func.id for n in ast.walk(ast.parse(path.read_text()))
-                 if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
         assert not {"eval", "exec"} & set(calls), path
 
 

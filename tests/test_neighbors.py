@@ -9,7 +9,9 @@ from jaxmlip.neighbors import find_edges, neighbor_pairs
 
 def brute_force(atoms, cutoff):
     cell = np.asarray(atoms.cell.complete())
-    reach = np.where(atoms.pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)) + 1, 0)
+    reach = np.where(
+        atoms.pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)) + 1, 0
+    )
     ranges = [np.arange(-n, n + 1) for n in reach.astype(int)]
     shifts = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3)
     found = set()
@@ -26,7 +28,9 @@ def brute_force(atoms, cutoff):
 def test_all_images_are_found(name, cutoff):
     atoms = STRUCTURES[name]()
     i, j, s = neighbor_pairs(atoms.positions, atoms.cell.complete(), atoms.pbc, cutoff)
-    found = [(a, b, *map(int, shift)) for a, b, shift in zip(i.tolist(), j.tolist(), s, strict=True)]
+    found = [
+        (a, b, *map(int, shift)) for a, b, shift in zip(i.tolist(), j.tolist(), s, strict=True)
+    ]
     assert len(found) == len(set(found))
     assert set(found) == brute_force(atoms, cutoff)
 

@@ -60,8 +60,11 @@ def test_an_edge_points_from_sender_to_receiver_as_ase_says():
     system = from_ase(atoms, 3.0, flat=True)
     found = np.zeros((4, 4, 3))
     mask = system.edges.mask
-    np.add.at(found, (system.edges.senders[mask], system.edges.receivers[mask]),
-              np.asarray(edge_vectors(system))[mask])
+    np.add.at(
+        found,
+        (system.edges.senders[mask], system.edges.receivers[mask]),
+        np.asarray(edge_vectors(system))[mask],
+    )
     assert_allclose(found, expected, atol=1e-12)
 
 
@@ -101,8 +104,9 @@ def test_a_supercell_has_the_energy_of_its_copies():
     from ase.build import make_supercell
 
     reference = make_supercell(atoms, np.diag([2, 1, 3]))
-    assert_allclose(TOY.apply({}, many)["energy"],
-                    TOY.apply({}, from_ase(reference, 4.0))["energy"], rtol=1e-12)
+    assert_allclose(
+        TOY.apply({}, many)["energy"], TOY.apply({}, from_ase(reference, 4.0))["energy"], rtol=1e-12
+    )
 
 
 def test_open_axes_cannot_be_repeated():
@@ -115,8 +119,11 @@ def test_strain_moves_atoms_and_cell_alike():
     epsilon = np.array([[[0.01, 0.02, 0.0], [0.02, -0.03, 0.01], [0.0, 0.01, 0.02]]])
     moved = strain(system, epsilon)
     scaled = np.linalg.solve(system.cell[0].T, system.positions.T)
-    assert_allclose(np.linalg.solve(np.asarray(moved.cell[0]).T, np.asarray(moved.positions).T),
-                    scaled, atol=1e-12)
+    assert_allclose(
+        np.linalg.solve(np.asarray(moved.cell[0]).T, np.asarray(moved.positions).T),
+        scaled,
+        atol=1e-12,
+    )
 
 
 def test_sizes_come_from_a_ladder():
@@ -141,8 +148,13 @@ def test_energies_of_many_atoms_sum_safely_in_float32(n_graphs):
     rng = np.random.default_rng(0)
     energies = rng.normal(-1000.0, 1.0, 6000).astype(np.float32)
     one = from_ase(ethanol(), None)
-    system = replace(one, positions=np.zeros((6000, 3), np.float32), numbers=np.ones(6000, int),
-                     graph=np.sort(np.arange(6000) % n_graphs), cell=np.tile(one.cell, (n_graphs, 1, 1)))
+    system = replace(
+        one,
+        positions=np.zeros((6000, 3), np.float32),
+        numbers=np.ones(6000, int),
+        graph=np.sort(np.arange(6000) % n_graphs),
+        cell=np.tile(one.cell, (n_graphs, 1, 1)),
+    )
     exact = [energies[system.graph == g].astype(float).sum() for g in range(n_graphs)]
     with jax.enable_x64(False):
         found = sum_energies(system, jnp.asarray(energies))
@@ -150,7 +162,10 @@ def test_energies_of_many_atoms_sum_safely_in_float32(n_graphs):
         plain = sum_atoms(system, jnp.asarray(energies))
     # half a unit in the last place of a float32 of this size, and the rounding of the remainders
     assert_allclose(found, exact, rtol=1.5 * np.finfo(np.float32).eps)
-    assert np.abs(np.asarray(found, float) - exact).max() <= np.abs(np.asarray(plain, float) - exact).max()
+    assert (
+        np.abs(np.asarray(found, float) - exact).max()
+        <= np.abs(np.asarray(plain, float) - exact).max()
+    )
 
 
 def test_float64_without_x64_is_refused():

@@ -26,6 +26,7 @@ jax.config.update("jax_enable_x64", True)
 import jaxmlip  # noqa: E402
 from jaxmlip.md.relax import relax  # noqa: E402
 from jaxmlip.pretrained import card, path_of  # noqa: E402
+from jaxmlip.system import pad  # noqa: E402
 from jaxmlip.train import evaluate_model  # noqa: E402
 from jaxmlip.vibrations.infrared import intensities  # noqa: E402
 from jaxmlip.vibrations.modes import normal_modes  # noqa: E402
@@ -51,8 +52,9 @@ def gfn2_vibrations(atoms):
     for i in range(3 * n):
         shift = np.zeros(3 * n)
         shift[i] = STEP
-        ahead, behind = (gfn2.label(atoms.numbers, atoms.positions + s.reshape(n, 3))
-                         for s in (shift, -shift))
+        ahead, behind = (
+            gfn2.label(atoms.numbers, atoms.positions + s.reshape(n, 3)) for s in (shift, -shift)
+        )
         rows.append((behind[1] - ahead[1]).ravel() / (2 * STEP))
         born.append((ahead[2] - behind[2]) / (2 * STEP))
     hessian = (np.array(rows) + np.array(rows).T).reshape(n, 3, n, 3) / 2
@@ -64,15 +66,14 @@ def vibrations(hessian, born, atoms):
     return Vibrations(modes.frequencies_cm1, modes.vectors, intensities(born, modes))
 
 
-def model_vibrations(potential, params, functions, atoms):
-    """(relaxed atoms, Vibrations) of the model, from the given start."""
-    system = jaxmlip.from_ase(atoms, potential.cutoff)
-    system, info = relax(potential, params, system)
-    atoms = atoms.copy()
-    atoms.positions = np.asarray(system.positions)
-    system = jaxmlip.from_ase(atoms, potential.cutoff)
-    hessian, born = (np.asarray(f(params, system)) for f in functions)
-    return atoms, vibrations(hessian, born, atoms), info
+def model_vibrations(potential, params, functions, atoms, size):
+    """(Vibrations, RelaxInfo) of the model, from the given start; `size` atoms for one compile."""
+    n, atoms = len(atoms), atoms.copy()
+    padded = lambda: pad(jaxmlip.from_ase(atoms, potential.cutoff), n_atoms=size, n_neighbors=size)
+    system, info = relax(potential, params, padded())
+    atoms.positions = np.asarray(system.positions)[:n]
+    hessian, born = (np.asarray(f(params, padded())) for f in functions)
+    return vibrations(hessian[:n, :, :n], born[:n], atoms), info
 
 
 def compare(reference, found):
@@ -80,12 +81,15 @@ def compare(reference, found):
     overlap = np.abs(np.einsum("iab,jab->ij", reference.vectors, found.vectors))
     rows, columns = linear_sum_assignment(-overlap)
     by_order = found.frequencies_cm1 - reference.frequencies_cm1
-    return {"frequency_errors_cm1": by_order.tolist(),
-            "frequency_errors_by_overlap_cm1":
-                (found.frequencies_cm1[columns] - reference.frequencies_cm1[rows]).tolist(),
-            "reference_cm1": reference.frequencies_cm1.tolist(),
-            "reference_km_mol": reference.intensities_km_mol[rows].tolist(),
-            "found_km_mol": found.intensities_km_mol[columns].tolist()}
+    return {
+        "frequency_errors_cm1": by_order.tolist(),
+        "frequency_errors_by_overlap_cm1": (
+            found.frequencies_cm1[columns] - reference.frequencies_cm1[rows]
+        ).tolist(),
+        "reference_cm1": reference.frequencies_cm1.tolist(),
+        "reference_km_mol": reference.intensities_km_mol[rows].tolist(),
+        "found_km_mol": found.intensities_km_mol[columns].tolist(),
+    }
 
 
 def held_out_minima(path, count, largest):
@@ -98,22 +102,32 @@ def held_out_minima(path, count, largest):
     return [list(first.items())[i] for i in chosen]
 
 
-def frequencies(potential, params, molecules):
+def frequencies(potential, params, molecules, *, size):
     functions = [jax.jit(f(potential.apply)) for f in (jaxmlip.hessian, jaxmlip.born_charges)]
     out = []
     for name, start in molecules:
         atoms, reference = gfn2_vibrations(start)
         if reference.frequencies_cm1.min(initial=0) < -20:
-            print(f"{name:28s} left out: the GFN2 structure is a saddle "
-                  f"({reference.frequencies_cm1.min():.0f} cm⁻¹)", flush=True)
+            print(
+                f"{name:28s} left out: the GFN2 structure is a saddle "
+                f"({reference.frequencies_cm1.min():.0f} cm⁻¹)",
+                flush=True,
+            )
             continue
-        _, found, info = model_vibrations(potential, params, functions, atoms)
-        result = {"name": name, "n_atoms": len(atoms), "converged": info.converged,
-                  **compare(reference, found)}
+        found, info = model_vibrations(potential, params, functions, atoms, size)
+        result = {
+            "name": name,
+            "n_atoms": len(atoms),
+            "converged": info.converged,
+            **compare(reference, found),
+        }
         out.append(result)
         d = np.abs(result["frequency_errors_cm1"])
-        print(f"{name:28s} {len(atoms):3d} atoms  MAE {d.mean():6.1f}  max {d.max():6.1f} cm⁻¹  "
-              f"r(intensity) {correlation([result]):.3f}", flush=True)
+        print(
+            f"{name:28s} {len(atoms):3d} atoms  MAE {d.mean():6.1f}  max {d.max():6.1f} cm⁻¹  "
+            f"r(intensity) {correlation([result]):.3f}",
+            flush=True,
+        )
     return out
 
 
@@ -128,7 +142,8 @@ def summary(results):
     error, by_overlap = gather("frequency_errors_cm1"), gather("frequency_errors_by_overlap_cm1")
     reference, found = gather("reference_km_mol"), gather("found_km_mol")
     return {
-        "molecules": len(results), "modes": len(error),
+        "molecules": len(results),
+        "modes": len(error),
         "frequency_mae_cm1": float(np.abs(error).mean()),
         "frequency_rmse_cm1": float(np.sqrt((error**2).mean())),
         "frequency_bias_cm1": float(error.mean()),
@@ -152,14 +167,27 @@ def main():
     single = evaluate_model(path_of(args.model), args.data, labels=("energy", "forces", "dipole"))
     for key, value in single.items():
         print(f"{key:32s} {value:.4g}")
-    results = frequencies(potential, jaxmlip.cast(params, np.float64),
-                          held_out_minima(args.data, args.molecules, args.largest))
+    results = frequencies(
+        potential,
+        jaxmlip.cast(params, np.float64),
+        held_out_minima(args.data, args.molecules, args.largest),
+        size=args.largest,
+    )
     total = summary(results)
     for key, value in total.items():
         print(f"{key:32s} {value:.4g}")
     digest = card(args.model)["sha256"]
-    args.json.write_text(json.dumps({"model_sha256": digest, "held_out_structures": single,
-                                     "vibrations": total, "per_molecule": results}, indent=1))
+    args.json.write_text(
+        json.dumps(
+            {
+                "model_sha256": digest,
+                "held_out_structures": single,
+                "vibrations": total,
+                "per_molecule": results,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from jaxmlip.errors import UsageError
 
 
 def evaluate(
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL", show_default=False,
+        help="A packaged potential (see `jaxmlip models list`) or a .safetensors file.")],
     file: Annotated[str, typer.Argument(
         metavar="FILE", show_default=False,
         help="Labelled structures, extended XYZ: REF_energy (eV), REF_forces (eV/Å) ...")],
-    model: options.Model = "organic",
     json: options.Json = None,
     overwrite: options.Overwrite = False,
     key: Annotated[list[str] | None, typer.Option(

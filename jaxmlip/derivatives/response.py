@@ -17,7 +17,7 @@ def _by_field(apply):
 
 
 def dipole(apply):
-    """-dE/dfield, [n_graphs, 3], e Å. About the origin of the coordinates for a charged structure."""
+    """-dE/dfield, [n_graphs, 3], e Å; about the origin of the coordinates where charged."""
     gradient = _by_field(apply)
     return lambda params, system: -gradient(jnp.asarray(system.field), params, system)
 

@@ -67,8 +67,11 @@ def _bytes(jaxpr) -> int:
         inner = [v.jaxpr if hasattr(v, "jaxpr") else v for v in equation.params.values()]
         inner = [v for v in inner if hasattr(v, "eqns")]
         total += sum(map(_bytes, inner))
-        total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars
-                     if not inner and hasattr(v.aval, "size"))
+        total += sum(
+            v.aval.size * v.aval.dtype.itemsize
+            for v in equation.outvars
+            if not inner and hasattr(v.aval, "size")
+        )
     return total
 
 

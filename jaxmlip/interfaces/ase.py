@@ -8,8 +8,9 @@ from jaxmlip.neighbors import find_edges
 from jaxmlip.system import System
 
 
-def from_ase(atoms, cutoff: float | None, *, dtype=None, capacity=None, flat: bool = False,
-             where: str = "") -> System:
+def from_ase(
+    atoms, cutoff: float | None, *, dtype=None, capacity=None, flat: bool = False, where: str = ""
+) -> System:
     """A `System` of one structure from `ase.Atoms`, with edges within `cutoff` Å (None: no edges).
 
     Charge, spin multiplicity and field (V/Å) are read from atoms.info 'charge', 'spin', 'field'
@@ -49,9 +50,19 @@ def to_ase(system: System) -> list[Atoms]:
         if not real.any():
             continue
         pbc = np.asarray(system.pbc[g])
-        info = {"charge": float(system.charge[g]), "spin": float(system.spin[g]),
-                "field": np.asarray(system.field[g], float)}
+        info = {
+            "charge": float(system.charge[g]),
+            "spin": float(system.spin[g]),
+            "field": np.asarray(system.field[g], float),
+        }
         cell = np.asarray(system.cell[g], float) if pbc.any() else None
-        out.append(Atoms(numbers=np.asarray(system.numbers)[real], pbc=pbc, cell=cell, info=info,
-                         positions=np.asarray(system.positions, float)[real]))
+        out.append(
+            Atoms(
+                numbers=np.asarray(system.numbers)[real],
+                pbc=pbc,
+                cell=cell,
+                info=info,
+                positions=np.asarray(system.positions, float)[real],
+            )
+        )
     return out

@@ -61,17 +61,22 @@ class PotentialCalculator(Calculator):
         changes = super().check_state(atoms, tol=tol)
         return changes if _response(atoms) == self._response else [*changes, "info"]
 
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        value = super().get_property(name, atoms, allow_calculation)
+        self._asked |= {name}
+        return value
+
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fills `results` with what is asked for and what comes with it at no cost."""
         atoms = self.atoms if atoms is None else atoms
+        if "stress" in properties:
+            _check_volume(atoms)
         if self.atoms is None or self.check_state(atoms):
             self.results = {}
             self._asked_before, self._asked = self._asked, frozenset()
         super().calculate(atoms)
         self._response = _response(atoms)
         self._asked |= set(properties)
-        if "stress" in properties:
-            _check_volume(atoms)
         results = _to_numpy(self._function(atoms)(self.params, self.system(atoms)), atoms)
         for key in set(properties) - set(results):
             raise PropertyNotImplementedError(

@@ -3,8 +3,11 @@
 from importlib import import_module
 
 _HOME = {
-    "MACE": "mace", "NequIP": "nequip",
-    "LennardJones": "pair", "Morse": "pair", "ZBL": "pair",
+    "MACE": "mace",
+    "NequIP": "nequip",
+    "LennardJones": "pair",
+    "Morse": "pair",
+    "ZBL": "pair",
 }
 __all__ = list(_HOME)
 

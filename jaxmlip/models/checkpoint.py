@@ -29,14 +29,20 @@ def build(card: dict):
     known = architectures()
     name = card["architecture"]
     if name not in known:
-        raise ModelError(f"unknown architecture '{name}'.{did_you_mean(name, known)}",
-                         fix=f"one of {', '.join(known)}", code="JM502")
+        raise ModelError(
+            f"unknown architecture '{name}'.{did_you_mean(name, known)}",
+            fix=f"one of {', '.join(known)}",
+            code="JM502",
+        )
     cls = known[name]
     allowed = [f for f in cls.__dataclass_fields__ if f not in ("parent", "name")]
     for field in card["fields"]:
         if field not in allowed:
-            raise ModelError(f"{name} has no field '{field}'.{did_you_mean(field, allowed)}",
-                             fix=f"one of {', '.join(allowed)}", code="JM503")
+            raise ModelError(
+                f"{name} has no field '{field}'.{did_you_mean(field, allowed)}",
+                fix=f"one of {', '.join(allowed)}",
+                code="JM503",
+            )
     return cls(**{k: _frozen(v) for k, v in card["fields"].items()})
 
 
@@ -70,8 +76,11 @@ def save(path, card: dict, params) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write: {error.strerror}", where=str(path),
-                            fix="choose a writable folder with free space") from error
+        raise ResourceError(
+            f"cannot write: {error.strerror}",
+            where=str(path),
+            fix="choose a writable folder with free space",
+        ) from error
 
 
 def load(path) -> tuple[Potential, dict, dict]:
@@ -87,24 +96,40 @@ def read(path) -> tuple[dict, dict]:
 
     where = str(path)
     if not Path(path).is_file():
-        raise ModelError("no such model file", where=where, code="JM501",
-                         fix="give a packaged name (`jaxmlip models list`) or a path")
+        raise ModelError(
+            "no such model file",
+            where=where,
+            code="JM501",
+            fix="give a packaged name (`jaxmlip models list`) or a path",
+        )
     try:
         with safe_open(path, framework="numpy") as f:
             header = (f.metadata() or {}).get("jaxmlip")
             flat = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"not a whole safetensors file ({error})", where=where, code="JM504",
-                         fix="copy or download the file again") from error
+        raise ModelError(
+            f"not a whole safetensors file ({error})",
+            where=where,
+            code="JM504",
+            fix="copy or download the file again",
+        ) from error
     if header is None:
         raise ModelError("a safetensors file without a jaxmlip card", where=where, code="JM505")
     card = json.loads(header)
     if card.get("format", 0) > FORMAT:
-        raise ModelError(f"written in format {card['format']}, this version reads up to {FORMAT}",
-                         where=where, fix="pip install -U jaxmlip", code="JM506")
+        raise ModelError(
+            f"written in format {card['format']}, this version reads up to {FORMAT}",
+            where=where,
+            fix="pip install -U jaxmlip",
+            code="JM506",
+        )
     if digest(flat) != card["sha256"]:
-        raise ModelError("the weights do not match their SHA-256: the file is damaged",
-                         where=where, fix="copy or download the file again", code="JM504")
+        raise ModelError(
+            "the weights do not match their SHA-256: the file is damaged",
+            where=where,
+            fix="copy or download the file again",
+            code="JM504",
+        )
     return card, flat
 
 

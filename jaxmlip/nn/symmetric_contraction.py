@@ -17,7 +17,6 @@ import numpy as np
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.linear import of_species
 
-
 UNROLLED_TERMS = 1000  # more non-zero coefficients than this would take long to compile
 
 

@@ -20,9 +20,11 @@ def path_of(model) -> Path:
     if path.suffix == ".safetensors" or path.is_file():
         return path
     if str(model) not in names():
-        raise ModelError(f"unknown model '{model}'.{did_you_mean(model, names())}",
-                         fix=f"a packaged name ({', '.join(names())}) or the path of a "
-                             ".safetensors file", code="JM501")
+        raise ModelError(
+            f"unknown model '{model}'.{did_you_mean(model, names())}",
+            fix=f"a packaged name ({', '.join(names())}) or the path of a .safetensors file",
+            code="JM501",
+        )
     return FOLDER / f"{model}.safetensors"
 
 
