@@ -56,7 +56,7 @@ def _crowd(elements):
 # --- the half with mace-torch ---------------------------------------------------------------------
 
 
-def export(path, *, model_file=None, plain_first=False, hidden="16x0e+16x1o", correlation=3):
+def export(path, *, model_file=None, **random_model):
     import mace  # noqa: F401  before e3nn: it sets how constants are loaded
     import torch
 
@@ -64,7 +64,7 @@ def export(path, *, model_file=None, plain_first=False, hidden="16x0e+16x1o", co
     if model_file:
         model = torch.load(model_file, map_location="cpu", weights_only=False).double()
     else:
-        model = _random_model(hidden, correlation, plain_first)
+        model = _random_model(**random_model)
     blocks = [type(b).__name__ for b in model.interactions]
     settings = {"avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
                 "interactions": blocks, "gate": "silu"}  # another gate would show in the comparison
@@ -73,10 +73,10 @@ def export(path, *, model_file=None, plain_first=False, hidden="16x0e+16x1o", co
     for name, atoms in structures(elements, float(model.r_max)).items():
         if set(atoms.numbers) <= set(elements):
             arrays |= {f"{name}|{k}": v for k, v in _evaluate(model, atoms).items()}
-    np.savez(path, settings=json.dumps(settings), **arrays)
+    np.savez_compressed(path, settings=json.dumps(settings), **arrays)
 
 
-def _random_model(hidden, correlation, plain_first):
+def _random_model(plain_first, hidden, max_ell, correlation, radial):
     import torch
     from e3nn import o3
     from mace import modules
@@ -85,12 +85,12 @@ def _random_model(hidden, correlation, plain_first):
     plain = modules.interaction_classes["RealAgnosticInteractionBlock"]
     torch.manual_seed(0)
     return modules.ScaleShiftMACE(
-        r_max=5.0, num_bessel=8, num_polynomial_cutoff=5, max_ell=3, interaction_cls=residual,
+        r_max=5.0, num_bessel=8, num_polynomial_cutoff=5, max_ell=max_ell, interaction_cls=residual,
         interaction_cls_first=plain if plain_first else residual, num_interactions=2,
         num_elements=4, hidden_irreps=o3.Irreps(hidden), MLP_irreps=o3.Irreps("16x0e"),
         atomic_energies=np.array([-13.6, -1029.2, -1484.9, -2042.0]), avg_num_neighbors=12.3,
         atomic_numbers=[1, 6, 7, 8], correlation=correlation, gate=torch.nn.functional.silu,
-        atomic_inter_scale=1.7, atomic_inter_shift=0.25,
+        atomic_inter_scale=1.7, atomic_inter_shift=0.25, radial_MLP=radial,
     )
 
 
@@ -178,11 +178,14 @@ def main():
     parser.add_argument("--model", help="a trained model instead of random weights")
     parser.add_argument("--plain-first", action="store_true", help="RealAgnosticInteractionBlock")
     parser.add_argument("--hidden", default="16x0e+16x1o")
+    parser.add_argument("--max-ell", type=int, default=3)
     parser.add_argument("--correlation", type=int, default=3)
+    parser.add_argument("--radial", type=int, nargs="+", default=[64, 64, 64])
     given = parser.parse_args()
     if given.export:
         export(given.export, model_file=given.model, plain_first=given.plain_first,
-               hidden=given.hidden, correlation=given.correlation)
+               hidden=given.hidden, max_ell=given.max_ell, correlation=given.correlation,
+               radial=given.radial)
         return 0
     return 0 if all([compare(f) for f in given.files]) else 1
 

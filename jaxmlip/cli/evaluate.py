@@ -78,8 +78,14 @@ def _table(found):
         for kind in ("mae", "rmse"):
             what, middle, unit = name.partition(f"_{kind}_")
             if middle:
-                unit = unit.replace("_per_", "/").replace("A3", "Å³").replace("A", "Å")
+                unit = _unit(unit)
                 rows.setdefault((what, unit), {})[kind] = f"{value:.4g}"
     return table({"label": "left", "MAE": "right", "RMSE": "right", "unit": "left"},
                  [(what, e.get("mae", "-"), e.get("rmse", "-"), unit)
                   for (what, unit), e in rows.items()])
+
+
+def _unit(name) -> str:
+    for plain, written in (("_per_", "/"), ("A3", "Å³"), ("A", "Å"), ("eÅ", "e Å")):
+        name = name.replace(plain, written)
+    return name

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
-from jaxmlip.cli.output import plan, table
+from jaxmlip.cli.output import note, plan, table
 
 app = typer.Typer(help="Packaged potentials: list them, show the card of one.",
                   no_args_is_help=False)
@@ -22,6 +22,8 @@ def list_models(json: options.Json = None, overwrite: options.Overwrite = False)
              str(card.get("level_of_theory", "-"))) for name, card in cards.items()]
     output.console.print(table({"name": "left", "elements": "left", "architecture": "left",
                                 "cutoff (Å)": "right", "level of theory": "left"}, rows))
+    if not cards:
+        note("there is no packaged potential in this installation")
     output.finish({"command": "models list", "models": list(cards),
                    "model_sha256": [card["sha256"] for card in cards.values()]})
 

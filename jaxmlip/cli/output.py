@@ -148,8 +148,8 @@ def _plain(value):
 
 
 def _console(stream) -> Console:
-    width = None if stream.isatty() else 110  # a pipe has no width; rich would take 80
-    return Console(file=stream, markup=False, highlight=False, width=width, soft_wrap=True)
+    width = None if stream.isatty() else 1000  # a pipe has no width; rich would cut at 80
+    return Console(file=stream, markup=False, highlight=False, width=width)
 
 
 def note(text: str) -> None:
@@ -158,11 +158,12 @@ def note(text: str) -> None:
 
 
 def table(columns: dict[str, str], rows, *, title: str | None = None) -> Table:
-    """columns: {heading: "left" or "right"}; rows of strings."""
+    """columns: {heading: "left" or "right"}; rows of strings. Only the last column may wrap."""
     out = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False,
                 padding=(0, 2, 0, 0))
     for heading, side in columns.items():
-        out.add_column(heading, justify=side, no_wrap=True)
+        out.add_column(heading, justify=side, no_wrap=heading != list(columns)[-1],
+                       overflow="fold")
     for row in rows:
         out.add_row(*row)
     return out

@@ -8,6 +8,7 @@ import typer
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype
 from jaxmlip.cli.output import plan, table, task, write_extxyz
+from jaxmlip.errors import NumericalError
 
 SHOWN = 20  # rows of the table
 
@@ -43,17 +44,53 @@ def singlepoint(
 
 
 def _computed(frames, model, tell):
-    from jaxmlip.cli.analysis import with_results
-    from jaxmlip.interfaces.calculator import PotentialCalculator
+    """The frames with their results. Padded to few sizes, since each size is compiled."""
+    import jax
 
-    calculator = PotentialCalculator(model.potential, model.params, dtype=model.dtype,
-                                     elements=model.card["elements"], name=model.name)
+    from jaxmlip import predict
+    from jaxmlip.cli.analysis import with_results
+
+    function = jax.jit(predict(model.potential.apply))
     for i, atoms in enumerate(frames):
-        atoms = atoms.copy()
-        has_stress = atoms.pbc.any() and atoms.cell.rank == 3
-        calculator.calculate(atoms, ("energy", "forces", *(("stress",) if has_stress else ())))
+        out = jax.device_get(function(model.params, _padded(atoms, model)))
+        yield with_results(atoms, **_checked(_results(out, atoms), i))
         tell(f"{i + 1} done")
-        yield with_results(atoms, **calculator.results)
+
+
+def _padded(atoms, model):
+    from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.system import ladder, pad
+
+    system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
+    size = ladder(len(atoms))
+    most = system.edges.senders.shape[1] if atoms.pbc.any() else size
+    return pad(system, n_atoms=size, n_neighbors=most)
+
+
+def _results(out, atoms) -> dict:
+    """Real atoms only, float64, no batch axis, stress in Voigt order as ASE has it."""
+    import numpy as np
+
+    n = len(atoms)
+    results = {k: np.asarray(out[k][:n], np.float64) for k in ("forces", "energies", "charges")
+               if k in out}
+    results["energy"] = float(out["energy"][0])
+    if "dipole" in out and not atoms.pbc.any():  # of a crystal it has no meaning
+        results["dipole"] = np.asarray(out["dipole"][0], np.float64)
+    if atoms.pbc.any() and atoms.cell.rank == 3:
+        results["stress"] = np.asarray(out["stress"][0], np.float64)[[0, 1, 2, 1, 0, 0],
+                                                                     [0, 1, 2, 2, 2, 1]]
+    return results
+
+
+def _checked(results, frame) -> dict:
+    import numpy as np
+
+    for name, value in results.items():
+        if not np.isfinite(value).all():
+            raise NumericalError(f"{name} is not finite", where=f"frame {frame}", code="JM303",
+                                 fix="look at the geometry: are atoms on top of each other?")
+    return results
 
 
 def _fmax(atoms):
@@ -61,16 +98,21 @@ def _fmax(atoms):
 
 
 def _table(frames):
-    has_dipole = "dipole" in frames[0].calc.results
+    shown = frames[:SHOWN]
+    has_dipole = any("dipole" in atoms.calc.results for atoms in shown)
     rows = []
-    for i, atoms in enumerate(frames[:SHOWN]):
+    for i, atoms in enumerate(shown):
         results = atoms.calc.results
-        dipole = [f"{(results['dipole'] ** 2).sum() ** 0.5:.4f}"] if has_dipole else []
+        dipole = [_length(results.get("dipole"))] if has_dipole else []
         rows.append((str(i), atoms.get_chemical_formula(), f"{results['energy']:.6f}",
                      f"{_fmax(atoms):.5f}", *dipole))
     columns = {"frame": "right", "formula": "left", "energy (eV)": "right",
                "fmax (eV/Å)": "right"} | ({"|dipole| (e Å)": "right"} if has_dipole else {})
     return table(columns, rows)
+
+
+def _length(vector) -> str:
+    return "-" if vector is None else f"{(vector**2).sum() ** 0.5:.4f}"
 
 
 KEYS = {"energy": "energy_eV", "forces": "forces_eV_per_A", "energies": "energies_eV",

@@ -46,6 +46,11 @@ def train(
     except Interrupted as error:
         command = shlex.join(["jaxmlip", *(a for a in sys.argv[1:] if a != "--fresh")])
         raise Interrupted(error.what, where=error.where, fix=f"resume with: {command}") from None
+    except UsageError as error:
+        if error.code != "JM103":
+            raise
+        raise UsageError(error.what, where=error.where, code=error.code, fix="undo the change, "
+                         "--out another folder, or --fresh to start anew") from None
     card = _summary(path)
     Output(json=json).finish({"command": "train", **session.versions(), **card})
 

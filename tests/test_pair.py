@@ -1,0 +1,103 @@
+"""Pair potentials against ASE and against their formulas."""
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from numpy.testing import assert_allclose
+
+import jaxmlip
+from jaxmlip import units
+from jaxmlip.errors import UsageError
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.models import ZBL, LennardJones, Morse
+
+
+def curve(model, distances, numbers):
+    """Energies of two atoms at each distance."""
+    apply = jax.jit(model.apply)
+    systems = [from_ase(Atoms(numbers, [[0, 0, 0], [0, 0, r]]), model.cutoff, capacity=1)
+               for r in distances]
+    return np.array([apply({}, s)["energy"][0] for s in systems])
+
+
+def test_truncated_and_shifted_lennard_jones_is_that_of_ase():
+    from ase.calculators.lj import LennardJones as Reference
+
+    atoms = bulk("Ar", a=5.3).repeat((2, 1, 1))
+    atoms.rattle(0.1, seed=1)
+    model = LennardJones(onset=1.0)
+    out = jaxmlip.predict(model.apply)({}, from_ase(atoms, model.cutoff))
+    atoms.calc = Reference(epsilon=model.epsilon, sigma=model.sigma, rc=model.cutoff)
+    assert_allclose(out["energy"][0], atoms.get_potential_energy(), rtol=1e-12)
+    assert_allclose(out["forces"], atoms.get_forces(), atol=1e-14)
+    assert_allclose(out["stress"][0], atoms.get_stress(voigt=False), atol=1e-15)
+
+
+def test_the_well_of_lennard_jones_and_of_morse():
+    lj, morse = LennardJones(onset=0.5, cutoff=9.0), Morse(onset=0.5)
+    assert_allclose(curve(lj, [3.4, 3.4 * 2 ** (1 / 6)], [18, 18]), [0, -lj.epsilon], atol=1e-15)
+    assert_allclose(curve(morse, [morse.r0], [29, 29]), -morse.depth, rtol=1e-14)
+
+
+def test_the_curve_is_exact_up_to_the_onset():
+    model, r = Morse(onset=0.5), np.array([2.0, 3.0, 3.99])
+    decay = np.exp(-model.a * (r - model.r0))
+    assert_allclose(curve(model, r, [29, 29]), model.depth * (decay**2 - 2 * decay), rtol=1e-13)
+    assert abs(curve(model, [5.0], [29, 29])[0]) < model.depth * 2 * np.exp(-model.a * 2.134)
+
+
+@pytest.mark.parametrize("smoothness", [2, 3])
+def test_derivatives_are_continuous_at_the_onset(smoothness):
+    model = LennardJones(onset=0.5, cutoff=8.0, smoothness=smoothness)
+    system = from_ase(Atoms("Ar2", [[0, 0, 0], [0, 0, 1]]), model.cutoff)
+
+    def energy(r):
+        from dataclasses import replace
+
+        positions = jax.numpy.zeros((2, 3)).at[1, 2].set(r)
+        return model.apply({}, replace(system, positions=positions))["energy"][0]
+
+    for _ in range(smoothness + 1):
+        below, above = energy(4.0 - 1e-7), energy(4.0 + 1e-7)
+        assert_allclose(below, above, atol=1e-6 * max(abs(below), 1.0))
+        energy = jax.grad(energy)
+
+
+def test_zbl_is_bare_coulomb_at_contact():
+    """phi(0) = 1; the slope -0.19 Z^... of the screening is first order in r / a, here 1e-4."""
+    r = 1e-5
+    system = from_ase(Atoms("CO", [[0, 0, 0], [0, 0, 1.0]]), 2.0)
+    from dataclasses import replace
+
+    system = replace(system, positions=np.array([[0, 0, 0], [0, 0, r]]))
+    assert_allclose(ZBL().apply({}, system)["energy"], units.coulomb_constant * 48 / r, rtol=1e-3)
+
+
+def test_zbl_has_the_published_screening():
+    """Two carbon atoms at 0.5 Å, from the formula with a = 0.8854 bohr / (Z1^0.23 + Z2^0.23)."""
+    a = 0.8854 * 0.529177 / (2 * 6**0.23)
+    x = 0.5 / a
+    phi = (0.1818 * np.exp(-3.2 * x) + 0.5099 * np.exp(-0.9423 * x)
+           + 0.2802 * np.exp(-0.4028 * x) + 0.02817 * np.exp(-0.2016 * x))
+    # the published coefficients are rounded to three to four digits
+    assert_allclose(curve(ZBL(), [0.5], [6, 6]), 14.39964 * 36 / 0.5 * phi, rtol=1e-3)
+
+
+def test_parameters_are_taken_by_pair_of_elements():
+    model = LennardJones((1, 8), epsilon=((0.1, 0.2), (0.2, 0.4)), sigma=2.0, onset=0.5)
+    r = [2.0 * 2 ** (1 / 6)]
+    for numbers, depth in [((1, 1), 0.1), ((1, 8), 0.2), ((8, 1), 0.2), ((8, 8), 0.4)]:
+        assert_allclose(curve(model, r, numbers), -depth, rtol=1e-13)
+
+
+def test_a_table_that_is_not_symmetric_is_refused():
+    model = LennardJones((1, 8), epsilon=((0.1, 0.2), (0.3, 0.4)))
+    with pytest.raises(UsageError, match="epsilon"):
+        curve(model, [2.0], (1, 8))
+
+
+def test_a_pair_potential_has_no_parameters():
+    system = from_ase(Atoms("Ar"), 8.5)
+    assert LennardJones().init(jax.random.key(0), system) == {}
