@@ -88,6 +88,7 @@ def edge_vectors(system: System) -> jax.Array:
         "...a,...ab->...b",
         edges.shifts.astype(cell.dtype),
         jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)),
+        precision=jax.lax.Precision.HIGHEST,
     )
     vectors = system.positions[receivers] + offsets - system.positions[edges.senders]
     return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
@@ -134,7 +135,8 @@ def sum_atoms(system: System, values: Array) -> jax.Array:
     """Sum over the real atoms of each structure, [n_atoms, ...] -> [n_graphs, ...].
 
     No contended scatter (slow on GPU): a plain sum for one structure, a product with the
-    membership matrix while that is small.
+    membership matrix while that is small. A value that is not finite makes its own structure NaN,
+    and no other.
     """
     mask = system.atom_mask.reshape(-1, *(1,) * (values.ndim - 1))
     values = jnp.where(mask, values, 0)
@@ -144,7 +146,10 @@ def sum_atoms(system: System, values: Array) -> jax.Array:
     if n * system.n_atoms > 2**24:
         return jax.ops.segment_sum(values, system.graph, n, indices_are_sorted=True)
     member = (system.graph[None, :] == jnp.arange(n)[:, None]).astype(values.dtype)
-    return jnp.einsum("gn,n...->g...", member, values, precision=jax.lax.Precision.HIGHEST)
+    add = lambda x: jnp.einsum("gn,n...->g...", member, x, precision=jax.lax.Precision.HIGHEST)
+    finite = jnp.isfinite(values)  # 0 x NaN is NaN: what is not finite must not meet the matrix
+    broken = add((~finite).astype(values.dtype)) > 0
+    return jnp.where(broken, jnp.nan, add(jnp.where(finite, values, 0)))
 
 
 def sum_energies(system: System, energies: Array) -> jax.Array:
@@ -156,8 +161,10 @@ def sum_energies(system: System, energies: Array) -> jax.Array:
     if jax.config.jax_enable_x64:
         return sum_atoms(system, energies.astype(jnp.float64))
     energies = jnp.where(system.atom_mask, energies, 0)
-    largest = jnp.maximum(jax.lax.stop_gradient(jnp.abs(energies).max()) * system.n_atoms, 1e-30)
-    quantum = jnp.exp2(jnp.ceil(jnp.log2(largest)) - 22)
+    sizes = jnp.where(jnp.isfinite(energies), jnp.abs(energies), 0)
+    largest = jnp.maximum(jax.lax.stop_gradient(sizes.max()) * system.n_atoms, 1e-30)
+    _, exponent = jnp.frexp(largest)
+    quantum = jnp.ldexp(jnp.ones_like(largest), exponent - 22)
     leading = jax.lax.stop_gradient(jnp.round(energies / quantum) * quantum)
     return sum_atoms(system, leading) + sum_atoms(system, energies - leading)
 
@@ -167,9 +174,10 @@ def sum_energies(system: System, energies: Array) -> jax.Array:
 
 def strain(system: System, epsilon: Array) -> System:
     """The system under a homogeneous strain [n_graphs, 3, 3]: r -> r (1 + epsilon), cell alike."""
-    positions = system.positions
-    moved = positions + jnp.einsum("na,nab->nb", positions, epsilon[system.graph])
-    return replace(system, positions=moved, cell=system.cell + system.cell @ epsilon)
+    product = lambda x, y: jnp.einsum("...a,...ab->...b", x, y, precision=jax.lax.Precision.HIGHEST)
+    moved = system.positions + product(system.positions, epsilon[system.graph])
+    cell = system.cell + product(system.cell, epsilon[:, None])
+    return replace(system, positions=moved, cell=cell)
 
 
 def cast(tree, dtype):
@@ -240,7 +248,8 @@ def pad(system: System, *, n_atoms=None, n_graphs=None, n_neighbors=None, n_edge
     """The system in larger arrays (host, numpy); what is added feels and exerts nothing.
 
     Added atoms have number 0 and belong to the last structure (an added, empty one if `n_graphs`
-    grows). `n_neighbors` widens per-receiver edges, `n_edges` lengthens flat ones.
+    grows). `n_neighbors` widens per-receiver edges, `n_edges` lengthens flat ones. Sizes smaller
+    than what is there raise `ValueError`: nothing is ever cut.
     """
     system = jax.tree.map(np.asarray, system)
     atoms = (n_atoms or system.n_atoms) - system.n_atoms
@@ -269,11 +278,15 @@ def pad(system: System, *, n_atoms=None, n_graphs=None, n_neighbors=None, n_edge
 def _pad_edges(edges, atoms, total, n_neighbors, n_edges):
     if edges is None:
         return None
+    size, wanted = edges.senders.shape[-1], n_edges
     if edges.receivers is None:
-        width = max(n_neighbors or 0, edges.senders.shape[1])
+        wanted = n_neighbors
+    if wanted is not None and wanted < size:
+        raise ValueError(f"cannot pad edges of size {size} to {wanted}")
+    if edges.receivers is None:
         rows = lambda x: np.pad(x, [(0, atoms)] + [(0, 0)] * (x.ndim - 1))
-        return _widen(jax.tree.map(rows, edges), width)
-    extra = max((n_edges or 0) - len(edges.senders), 0)
+        return _widen(jax.tree.map(rows, edges), wanted or size)
+    extra = (wanted or size) - size
     grow = lambda x, v=0: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
     return Edges(
         senders=grow(edges.senders, total - 1),

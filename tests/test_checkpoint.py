@@ -82,6 +82,8 @@ def rewritten(path, tmp_path, **changes):
     (size,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + size])
     card = json.loads(header["__metadata__"]["jaxmlip"]) | changes
+    if "card_sha256" not in changes:
+        card["card_sha256"] = checkpoint.card_digest(card)
     header["__metadata__"]["jaxmlip"] = json.dumps(card)
     text = json.dumps(header).encode()
     out = tmp_path / "other.safetensors"
@@ -92,6 +94,20 @@ def rewritten(path, tmp_path, **changes):
 def test_a_newer_format_says_what_to_do(saved, tmp_path):
     with pytest.raises(ModelError, match="pip install -U"):
         checkpoint.load(rewritten(saved[0], tmp_path, format=99))
+
+
+def test_a_changed_card_is_refused(saved, tmp_path):
+    path = rewritten(saved[0], tmp_path, card_sha256="0" * 64)
+    with pytest.raises(ModelError, match="changed or damaged"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("key", ["architecture", "fields", "cutoff"])
+def test_a_card_that_lacks_something_says_what(saved, tmp_path, key):
+    path = tmp_path / "lacking.safetensors"
+    checkpoint.save(path, {k: v for k, v in CARD.items() if k != key}, saved[1])
+    with pytest.raises(ModelError, match=f"lacks {key}"):
+        checkpoint.load(path)
 
 
 def test_unknown_architectures_and_fields_are_named(saved, tmp_path):

@@ -9,6 +9,7 @@ from structures import ethanol, toy, triclinic
 
 import jaxmlip
 from jaxmlip.derivatives.second import rows_at_once
+from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.potential import Potential, add, add_field, add_reference_energies, scale
 
@@ -112,6 +113,14 @@ def test_born_charges_are_the_slope_of_the_dipole():
 def test_a_potential_without_a_dipole_cannot_be_coupled():
     with pytest.raises(KeyError, match="predicts 'dipole'"):
         add_field(constant(1.0)).apply(jnp.ones(()), SYSTEM)
+
+
+@pytest.mark.parametrize("response", [jaxmlip.dipole, jaxmlip.polarizability, jaxmlip.born_charges])
+def test_a_response_that_could_only_be_zero_is_refused(response):
+    with pytest.raises(UsageError, match="add_field"):
+        response(TOY.apply)({}, SYSTEM)
+    with pytest.raises(UsageError, match="add_field"):
+        jax.jit(response(TOY.apply))({}, SYSTEM)
 
 
 def test_ensembles_are_vmap_over_params():

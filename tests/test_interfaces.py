@@ -18,6 +18,7 @@ from numpy.testing import assert_allclose
 
 import jaxmlip
 from jaxmlip.errors import DataError, ModelError, NumericalError, PrecisionError
+from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.calculator import PotentialCalculator
 from jaxmlip.interfaces.read import read_structure, read_structures
 from jaxmlip.models import checkpoint
@@ -149,13 +150,31 @@ def test_what_a_potential_does_not_predict_is_refused(cluster, water):
     for ask in (cluster.get_dipole_moment, cluster.get_charges, cluster.get_stress):
         with pytest.raises(PropertyNotImplementedError):
             ask()
-    with pytest.raises(PropertyNotImplementedError, match="'lj' does not predict a dipole"):
+    with pytest.raises(PropertyNotImplementedError, match="'lj' does not depend on the field"):
         cluster.calc.get_born_charges(cluster)
     cluster.set_cell([9, 9, 0])
     cluster.pbc = [True, True, False]
     with pytest.raises(PropertyNotImplementedError, match="needs a volume"):
         cluster.get_stress()
     assert np.isfinite(cluster.get_forces()).all()
+
+
+def test_the_dipole_of_a_periodic_structure_is_refused(water):
+    water.calc = PotentialCalculator(ionic(), {})
+    water.set_cell([9, 9, 9])
+    water.pbc = [True, True, False]
+    with pytest.raises(PropertyNotImplementedError, match="periodic"):
+        water.get_dipole_moment()
+    with pytest.raises(PropertyNotImplementedError, match="periodic"):
+        water.calc.get_born_charges(water)
+    assert np.isfinite(water.get_forces()).all()
+
+
+def test_far_from_the_origin_float32_is_refused_and_float64_is_not(water):
+    water.positions += 3000.0
+    with pytest.raises(DataError, match="resolves"):
+        from_ase(water, 4.0, dtype=np.float32)
+    assert from_ase(water, 4.0, dtype=np.float64).edges.mask.sum() == 6
 
 
 def test_a_dipole_that_is_not_coupled_to_the_field_has_no_silent_zero_response(water):

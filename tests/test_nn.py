@@ -322,3 +322,36 @@ def test_l2_features_make_symmetric_traceless_tensors_that_rotate():
 def test_unknown_elements_and_padding_are_told_apart_from_known_ones():
     index, known = species_index(np.array([8, 0, 1, 7]), (1, 8))
     assert index.tolist() == [1, 0, 0, 0] and known.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("l_max", "correlation"), [(2, 3), (1, 4), (2, 4)])
+def test_term_by_term_and_matrix_product_are_the_same_contraction(l_max, correlation, monkeypatch):
+    """Which of the two runs is decided by the number of terms alone."""
+    from jaxmlip.nn import symmetric_contraction as contraction
+
+    rng = np.random.default_rng(0)
+    x = {(l, (-1) ** l): rng.normal(size=(5, 2 * l + 1, 3)) for l in range(l_max + 1)}
+    species = np.array([0, 1, 1, 0, 1])
+    layer = SymmetricContraction(l_max, correlation, ((0, 1), (1, -1)), 2)
+    params = layer.init(jax.random.key(0), x, species)
+    found = []
+    for limit in (0, 10**9):
+        monkeypatch.setattr(contraction, "UNROLLED_TERMS", limit)
+        found.append(jax.jit(lambda p: layer.apply(p, x, species))(params))  # noqa: B023
+    for key in found[0]:
+        assert_allclose(found[0][key], found[1][key], rtol=1e-11, atol=1e-11)
+
+
+def test_polynomials_of_low_degree_do_not_depend_on_the_limit():
+    everything, low = equivariant_polynomials(2, 4), equivariant_polynomials(2, 4, 1)
+    assert set(low) == {key for key in everything if key[0] <= 1}
+    for key in low:
+        assert_allclose(low[key], everything[key], atol=0)
+
+
+def test_gaussians_overlap_their_neighbours_alike():
+    from jaxmlip.nn.radial import gaussians
+
+    values = gaussians(np.linspace(0, 4.0, 5), 4.0, 5)
+    assert_allclose(np.diag(values), 1.0)
+    assert_allclose(np.diag(values, 1), np.exp(-0.5))

@@ -141,6 +141,23 @@ def test_what_is_larger_than_the_capacity_is_refused_not_clipped():
 def test_padding_cannot_shrink():
     with pytest.raises(ValueError, match="cannot pad 9 atoms"):
         pad(from_ase(ethanol(), 4.0), n_atoms=8)
+    with pytest.raises(ValueError, match="cannot pad edges"):
+        pad(from_ase(ethanol(), 4.0), n_neighbors=2)
+    with pytest.raises(ValueError, match="cannot pad edges"):
+        pad(from_ase(ethanol(), 4.0, flat=True), n_edges=10)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_one_broken_structure_does_not_break_its_batch_mates(x64):
+    with jax.enable_x64(x64):
+        system = concatenate([from_ase(ethanol(), 4.0), from_ase(triclinic(), 4.0)])
+        energies = jnp.ones(13).at[2].set(jnp.nan)
+        found = sum_energies(system, energies)
+        assert np.isnan(found[0]) and found[1] == 4.0
+        slope = jax.grad(lambda e: sum_energies(system, e)[1])(energies)
+        assert_array_equal(slope[9:], 1.0)
+        infinite = sum_atoms(system, jnp.ones((13, 3)).at[12, 1].set(jnp.inf))
+        assert np.isnan(infinite[1, 1]) and np.isfinite(infinite).sum() == 5
 
 
 @pytest.mark.parametrize("n_graphs", [1, 3])

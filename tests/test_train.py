@@ -19,8 +19,8 @@ from jaxmlip.errors import Interrupted, NumericalError, ResourceError, UsageErro
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.system import edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
+from jaxmlip.train.accuracy import evaluate, evaluate_model
 from jaxmlip.train.config import read_config
-from jaxmlip.train.evaluate import evaluate, evaluate_model
 from jaxmlip.train.loop import train
 from jaxmlip.train.losses import Term, add_sums, huber, loss, mean_loss, squared, summary
 from jaxmlip.train.state import newest_state, read_state, saved_states
@@ -370,12 +370,15 @@ def test_hours_end_a_run_before_its_epochs(run):
     ("train.extxyz", "trian.extxyz", "no such file"),
     ("dipole: 1.0", "function: hubert", "Did you mean 'huber'"),
     ("Toy", "Tay", "Did you mean 'Toy'"),
+    ("cutoff: 3.0", "cutof: 3.0", r"run.yaml.*Did you mean 'cutoff'"),
+    ("cutoff: 3.0", "cutoff: 3.0, scale: large", "must be a number"),
 ])
 def test_a_wrong_configuration_is_refused_with_its_line(run, old, new, message):
     run.write_text(CONFIG.replace(old, new))
     with pytest.raises(UsageError, match=message) as error:
         train(run, progress=Events())
     assert error.value.exit_code == 2
+    assert not (run.parent / "out").exists()
 
 
 def test_numbers_without_a_point_and_overrides_are_understood(run):

@@ -8,6 +8,7 @@ from jaxmlip.cli.output import Output, task
 from jaxmlip.cli.session import Opened, announce, versions
 from jaxmlip.errors import DataError, NumericalError
 
+SKIN = 0.5  # Å; as in a relaxation, so that with and without one the same program is compiled
 SOFT = 0.01  # eV/Å; modes of a structure with larger forces than this mean little
 
 
@@ -39,7 +40,7 @@ def vibrations(atoms, model: Opened, output: Output, *, relax: bool, fmax: float
         output.warn("constraints are left out: modes are those of the free structure")
         atoms = atoms.copy()
         atoms.set_constraint()
-    system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
+    system = from_ase(atoms, model.potential.cutoff + SKIN, dtype=model.dtype)
     announce("modes", model, len(atoms))
     n_steps = 0
     if relax:
@@ -59,7 +60,7 @@ def relaxed(system, model: Opened, *, fmax: float, steps: int, method: str, fixe
     with task("relaxing") as tell:
         system, info = md.relax(
             model.potential, model.params, system, fmax=fmax, steps=steps, fixed=fixed,
-            method=getattr(md, method)(),
+            method=getattr(md, method)(), skin=SKIN,
             report=lambda info: tell(f"{info.n_steps} steps, fmax {info.fmax:.2e} eV/Å"))
     return system, info
 

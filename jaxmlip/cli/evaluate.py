@@ -49,7 +49,7 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
     from jaxmlip.interfaces.check import check_elements
     from jaxmlip.interfaces.labels import read_labelled
     from jaxmlip.models import checkpoint
-    from jaxmlip.train.evaluate import evaluate
+    from jaxmlip.train.accuracy import evaluate
 
     card = model.card
     frames = read_labelled(file, card["cutoff"], keys=keys, needed=labels or (),

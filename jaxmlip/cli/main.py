@@ -26,6 +26,9 @@ from jaxmlip.cli import (
 )
 from jaxmlip.errors import JaxmlipError
 
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+                errno.ENOENT, errno.EISDIR)
+
 app = typer.Typer(name="jaxmlip", no_args_is_help=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   epilog="--debug, anywhere on the line, shows where an error came from.")
@@ -82,9 +85,10 @@ def _explained(error: Exception, arguments) -> tuple[str, int]:
         place = context.command_path if context is not None else "jaxmlip"
         return f"JM101 {error.format_message()}\n  fix: see `{place} --help`", 2
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-    if out_of_memory or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        what = "out of memory" if out_of_memory else f"cannot write: {error}"
-        return f"JM401 {what}\n  fix: a smaller structure, or more room", 5
+    if out_of_memory or getattr(error, "errno", None) in NOT_WRITABLE:
+        what = "out of memory" if out_of_memory else f"the system refused a file: {error}"
+        fix = "a smaller structure" if out_of_memory else "another folder, or more room"
+        return f"JM401 {what}\n  fix: {fix}", 5
     first = (str(error).splitlines() or [""])[0]
     return (f"unexpected {type(error).__name__}: {first}\n  fix: this is a bug; please report it "
             f"with the output of `jaxmlip {' '.join(arguments)} --debug` and `jaxmlip doctor`"), 1

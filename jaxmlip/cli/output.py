@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from jaxmlip.errors import ResourceError, UsageError
 
@@ -157,16 +158,15 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def table(columns: dict[str, str], rows, *, title: str | None = None) -> Table:
+def table(columns: dict[str, str], rows, *, title: str | None = None):
     """columns: {heading: "left" or "right"}; rows of strings. Only the last column may wrap."""
-    out = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False,
-                padding=(0, 2, 0, 0))
+    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, side in columns.items():
         out.add_column(heading, justify=side, no_wrap=heading != list(columns)[-1],
                        overflow="fold")
     for row in rows:
         out.add_row(*row)
-    return out
+    return out if title is None else Group(Text(title, style="bold"), out)
 
 
 @contextmanager

@@ -26,8 +26,9 @@ def forces(apply):
 def stress(apply):
     """(1/V) dE/dstrain, [n_graphs, 3, 3], eV/Å³, symmetric, positive under tension (ASE sign).
 
-    V is the volume of the cell, for slabs and wires too; structures without a periodic axis have
-    no stress and get NaN. Method: Langer, Frank and Knoop, 2023, 10.1063/5.0155760.
+    V is the volume of the cell, for slabs and wires too (a cell vector that was missing counts as
+    1 Å); structures without a periodic axis have no stress and get NaN.
+    Method: Langer, Frank and Knoop, 2023, 10.1063/5.0155760.
     """
 
     def stress_of(params, system):
@@ -37,6 +38,20 @@ def stress(apply):
         return _per_volume(jax.grad(energy)(jnp.zeros_like(system.cell)), system)
 
     return stress_of
+
+
+def with_forces(apply):
+    """The prediction of `apply` and `forces`, from one backward pass over positions alone."""
+
+    def with_forces_of(params, system):
+        def energy(positions):
+            out = apply(params, replace(system, positions=positions))
+            return out["energy"].sum(), out
+
+        gradient, out = jax.grad(energy, has_aux=True)(jnp.asarray(system.positions))
+        return {**out, "forces": -gradient}
+
+    return with_forces_of
 
 
 def predict(apply):

@@ -16,7 +16,10 @@ def hessian_vector_product(apply):
     gradient = jax.grad(total_energy(apply))
 
     def product(params, system, vector):
-        at = lambda positions: gradient(positions, params, system)
+        def at(positions):
+            with jax.default_matmul_precision("highest"):
+                return gradient(positions, params, system)
+
         return jax.jvp(at, (jnp.asarray(system.positions),), (vector,))[1]
 
     return product
@@ -33,8 +36,12 @@ def hessian(apply, *, atoms=None, memory: float = 2e9):
 
     def hessian_of(params, system):
         positions = jnp.asarray(system.positions)
-        at = lambda r: gradient(r, params, system)
         n = system.n_atoms
+
+        def at(r):
+            with jax.default_matmul_precision("highest"):  # TF32 ruins curvature
+                return gradient(r, params, system)
+
         rows = np.arange(n) if atoms is None else np.atleast_1d(np.asarray(atoms))
         _check_rows(rows, n)
         columns = (3 * rows[:, None] + np.arange(3)).reshape(-1)

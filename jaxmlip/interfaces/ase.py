@@ -3,6 +3,7 @@
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.errors import DataError, check_dtype
 from jaxmlip.interfaces.check import check_structure
 from jaxmlip.neighbors import find_edges
 from jaxmlip.system import System
@@ -22,9 +23,8 @@ def from_ase(
 
     check_structure(atoms, where=where)
     dtype = dtype or (np.float64 if jax.config.jax_enable_x64 else np.float32)
-    from jaxmlip.errors import check_dtype
-
     check_dtype(dtype)
+    _check_resolution(atoms.positions, dtype, where)
     cell = np.asarray(atoms.cell.complete())
     edges = None
     if cutoff is not None:
@@ -40,6 +40,19 @@ def from_ase(
         field=np.array(atoms.info.get("field", (0.0, 0.0, 0.0)), dtype).reshape(1, 3),
         edges=edges,
     )
+
+
+def _check_resolution(positions, dtype, where):
+    """Far from the origin the numbers of a short type lie too far apart."""
+    farthest, limit = np.abs(positions).max(), 2e-4 / np.finfo(dtype).eps
+    if farthest > limit:
+        raise DataError(
+            f"an atom is {farthest:.0f} Å from the origin, where {np.dtype(dtype)} resolves "
+            f"{farthest * np.finfo(dtype).eps:.1e} Å; limit {limit:.0f} Å",
+            where=where,
+            code="JM203",
+            fix="centre the structure, or use float64",
+        )
 
 
 def to_ase(system: System) -> list[Atoms]:

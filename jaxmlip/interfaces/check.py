@@ -11,7 +11,7 @@ from jaxmlip.errors import DataError, ModelError
 
 CLOSEST = 0.3  # Å; two atoms nearer than this are a mistake in the file, not chemistry
 FLATTEST = 0.1  # Å; lattice planes nearer than this are a flat cell
-FARTHEST = 1e7  # Å; beyond it float32 cannot tell neighbours apart
+FARTHEST = 1e7  # Å; a mistake, whatever the precision
 
 
 def check_structure(atoms, *, where: str = "") -> None:

@@ -91,7 +91,7 @@ def edges_within(system: System, *, cutoff: float) -> System:
                        flat=flat)
     bare = jax.tree.map(lambda x: np.asarray(x)[:real], (system.numbers, system.graph))
     found = replace(system, positions=positions, numbers=bare[0], graph=bare[1], edges=edges)
-    width = None if old is None else old.senders.shape[-1]
+    width = max(edges.senders.shape[-1], 0 if old is None else old.senders.shape[-1])
     return pad(found, n_atoms=system.n_atoms, **{"n_edges" if flat else "n_neighbors": width})
 
 

@@ -19,6 +19,7 @@ from jaxmlip.models import architectures
 from jaxmlip.potential import Potential, add_field, add_reference_energies
 
 FORMAT = 1
+OWED = ("architecture", "fields", "elements", "cutoff", "format", "sha256")
 
 
 def build(card: dict):
@@ -69,6 +70,7 @@ def save(path, card: dict, params) -> None:
 
     flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten_dict(params).items()}
     card = {**card, "format": FORMAT, "sha256": digest(flat)}
+    card["card_sha256"] = card_digest(card)
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -115,14 +117,7 @@ def read(path) -> tuple[dict, dict]:
         ) from error
     if header is None:
         raise ModelError("a safetensors file without a jaxmlip card", where=where, code="JM505")
-    card = json.loads(header)
-    if card.get("format", 0) > FORMAT:
-        raise ModelError(
-            f"written in format {card['format']}, this version reads up to {FORMAT}",
-            where=where,
-            fix="pip install -U jaxmlip",
-            code="JM506",
-        )
+    card = _checked_card(header, where)
     if digest(flat) != card["sha256"]:
         raise ModelError(
             "the weights do not match their SHA-256: the file is damaged",
@@ -133,6 +128,26 @@ def read(path) -> tuple[dict, dict]:
     return card, flat
 
 
+def _checked_card(header: str, where: str) -> dict:
+    again = "copy or download the file again"
+    try:
+        card = json.loads(header)
+        missing = [k for k in OWED if k not in card]
+    except (ValueError, TypeError) as error:
+        what = f"the model card is not JSON ({error})"
+        raise ModelError(what, where=where, code="JM504", fix=again) from error
+    if isinstance(card.get("format"), int) and card["format"] > FORMAT:
+        what = f"written in format {card['format']}, this version reads up to {FORMAT}"
+        raise ModelError(what, where=where, fix="pip install -U jaxmlip", code="JM506")
+    if missing:
+        what = f"the model card lacks {', '.join(missing)}"
+        raise ModelError(what, where=where, code="JM505")
+    if card.get("card_sha256", card_digest(card)) != card_digest(card):
+        what = "the model card does not match its SHA-256: it was changed or damaged"
+        raise ModelError(what, where=where, code="JM504", fix=again)
+    return card
+
+
 def digest(flat: dict) -> str:
     """SHA-256 over names, shapes and bytes of the weights."""
     h = hashlib.sha256()
@@ -141,3 +156,9 @@ def digest(flat: dict) -> str:
         h.update(f"{name}{array.dtype}{array.shape}".encode())
         h.update(array.tobytes())
     return h.hexdigest()
+
+
+def card_digest(card: dict) -> str:
+    """SHA-256 over everything in the card but this digest itself."""
+    rest = {k: v for k, v in card.items() if k != "card_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

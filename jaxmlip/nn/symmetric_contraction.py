@@ -28,19 +28,22 @@ def monomials(l_max: int, degree: int) -> dict:
 
 
 @cache
-def equivariant_polynomials(l_max: int, degree: int) -> dict:
+def equivariant_polynomials(l_max: int, degree: int, limit: int | None = None) -> dict:
     """{(l, p): coefficients [n_basis, 2l+1, n_monomials]}: a basis for every degree l and parity p.
 
-    Orthogonal, each with squared norm 2l+1, as symmetric tensors of rank `degree`.
+    Orthogonal, each with squared norm 2l+1, as symmetric tensors of rank `degree`. With `limit`
+    only l <= limit, which is much faster for high degrees and gives the same polynomials.
     """
     if degree == 1:
         n = (l_max + 1) ** 2
         return {(l, (-1) ** l): np.eye(n)[None, l * l : (l + 1) ** 2] for l in range(l_max + 1)}
     found: dict = {}
-    for (l1, p1), lower in equivariant_polynomials(l_max, degree - 1).items():
+    below = None if limit is None else limit + l_max
+    for (l1, p1), lower in equivariant_polynomials(l_max, degree - 1, below).items():
         for l2 in range(l_max + 1):
             times = _times_harmonics(lower, l_max, l2, degree)
-            for l3 in range(abs(l1 - l2), l1 + l2 + 1):
+            highest = l1 + l2 if limit is None else min(l1 + l2, limit)
+            for l3 in range(abs(l1 - l2), highest + 1):
                 coupled = np.einsum("abm,nabq->nmq", clebsch_gordan(l1, l2, l3), times)
                 found.setdefault((l3, p1 * (-1) ** l2), []).extend(coupled)
     weight = tensor_weights(l_max, degree)
@@ -91,7 +94,8 @@ def plan(l_max: int, correlation: int, targets: tuple):
     Returns (factors, tables): factors[nu] = (parent, component) indices of the monomials of degree
     nu >= 2 in terms of those of degree nu - 1; tables[nu][key] = [n_basis, 2l+1, n_used].
     """
-    bases = {nu: equivariant_polynomials(l_max, nu) for nu in range(1, correlation + 1)}
+    limit = max(l for l, _ in targets)
+    bases = {nu: equivariant_polynomials(l_max, nu, limit) for nu in range(1, correlation + 1)}
     used: dict = {nu: set() for nu in range(1, correlation + 1)}
     for nu in range(correlation, 0, -1):
         keys = list(monomials(l_max, nu))

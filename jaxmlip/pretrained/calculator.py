@@ -1,5 +1,6 @@
 """A packaged or saved potential as an ASE calculator."""
 
+from jaxmlip.errors import ModelError
 from jaxmlip.interfaces.calculator import PotentialCalculator
 from jaxmlip.models import checkpoint
 from jaxmlip.pretrained import path_of
@@ -17,3 +18,14 @@ class Calculator(PotentialCalculator):
         potential, params, card = checkpoint.load(path)
         super().__init__(potential, params, dtype=dtype, elements=card.get("elements"),
                          name=card.get("name", path.stem), **kwargs)
+        self._neutral_only = not card["fields"].get("charge_spin", False)
+
+    def system(self, atoms):
+        """The `System` that is computed; a charge or spin that the model cannot see is refused."""
+        other = atoms.info.get("charge", 0) != 0 or atoms.info.get("spin", 1) != 1
+        if self._neutral_only and other:
+            raise ModelError(
+                f"model '{self.name}' knows neutral singlets only; the structure has charge "
+                f"{atoms.info.get('charge', 0)} and multiplicity {atoms.info.get('spin', 1)}",
+                code="JM509", fix="a model with an embedding of charge and spin")
+        return super().system(atoms)

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_HOME = {"train": "loop", "evaluate": "evaluate", "evaluate_model": "evaluate",
+_HOME = {"train": "loop", "evaluate": "accuracy", "evaluate_model": "accuracy",
          "read_config": "config"}
 __all__ = list(_HOME)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from jaxmlip import models
 from jaxmlip.errors import UsageError, did_you_mean
 
 
@@ -184,6 +185,7 @@ def _resolved(config, folder, where):
         file = getattr(data, name)
         if file is not None and not Path(file).is_file():
             raise UsageError(f"'data.{name}': no such file {file}", where=where(f"data.{name}"))
+    _check_fields(config.model, where)
     cutoff = config.model.fields.get("cutoff")
     if not isinstance(cutoff, int | float) or not cutoff > 0:
         raise UsageError(f"'model.fields.cutoff' is {cutoff}, must be a length above 0 in Å",
@@ -191,6 +193,29 @@ def _resolved(config, folder, where):
     if not weights(config):
         raise UsageError("every weight of the loss is zero", where=where("loss"))
     return replace(config, data=data, output=from_file(config.output))
+
+
+def _check_fields(model: Model, where):
+    """Names and kinds of the fields of the architecture, before anything is written."""
+    known = models.architectures()
+    if model.architecture not in known:
+        raise UsageError(f"unknown architecture '{model.architecture}'."
+                         f"{did_you_mean(model.architecture, known)}",
+                         where=where("model.architecture"), fix=f"one of {', '.join(known)}")
+    specs = known[model.architecture].__dataclass_fields__
+    allowed = [name for name in specs if name not in ("parent", "name")]
+    for name, value in model.fields.items():
+        key = f"model.fields.{name}"
+        if name not in allowed:
+            raise UsageError(f"{model.architecture} has no field '{name}'."
+                             f"{did_you_mean(name, allowed)}", where=where(key),
+                             fix=f"one of {', '.join(allowed)}")
+        default = specs[name].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and (isinstance(value, bool) or not isinstance(value, int | float | list)):
+            raise UsageError(f"'{key}' must be a number, got {value!r}", where=where(key))
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise UsageError(f"'{key}' must be true or false, got {value!r}", where=where(key))
 
 
 def weights(config: Config) -> dict[str, float]:

@@ -19,10 +19,16 @@ import jax
 import numpy as np
 
 from jaxmlip.data.batching import batch, batches, plan
-from jaxmlip.errors import Interrupted, NumericalError, UsageError, check_dtype
+from jaxmlip.errors import (
+    Interrupted,
+    NumericalError,
+    ResourceError,
+    UsageError,
+    check_dtype,
+)
 from jaxmlip.models import checkpoint
+from jaxmlip.train.accuracy import add_up
 from jaxmlip.train.config import Config, changes, read_config
-from jaxmlip.train.evaluate import add_up
 from jaxmlip.train.losses import add_sums, mean_loss, summary
 from jaxmlip.train.setup import Run, prepare
 from jaxmlip.train.state import newest_state, restore_state, save_state
@@ -56,7 +62,11 @@ def train(config_path, *, overrides: dict | None = None, resume: bool = True,
     check_dtype(config.dtype)
     report = to_stderr if progress is None else progress
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make the output folder: {error.strerror}", where=str(output),
+                            fix="another `output`, in a folder that can be written") from error
     for half_written in output.glob("*.partial"):
         half_written.unlink()
     run = prepare(config)

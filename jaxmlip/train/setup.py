@@ -19,8 +19,8 @@ from jaxmlip.errors import UsageError, did_you_mean
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
+from jaxmlip.train.accuracy import metric_sums, without_references
 from jaxmlip.train.config import Config, weights
-from jaxmlip.train.evaluate import metric_sums, without_references
 from jaxmlip.train.losses import Term, huber, squared
 from jaxmlip.train.step import adam, training
 

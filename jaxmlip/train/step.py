@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmlip.derivatives.first import predict
-from jaxmlip.system import System, cast
+from jaxmlip.derivatives.first import predict, with_forces
+from jaxmlip.system import cast
 from jaxmlip.train.losses import Term, loss
 
 
@@ -34,18 +34,7 @@ def labelled_prediction(apply: Callable, terms) -> Callable:
     """The prediction of `apply` with the derivatives that the terms ask for, in one pass."""
     if "stress" in terms:
         return predict(apply)
-    if "forces" not in terms:
-        return apply
-
-    def predict_of(params, system: System):
-        def energy(positions):
-            out = apply(params, replace(system, positions=positions))
-            return out["energy"].sum(), out
-
-        slope, out = jax.grad(energy, has_aux=True)(jnp.asarray(system.positions))
-        return out | {"forces": -slope}
-
-    return predict_of
+    return with_forces(apply) if "forces" in terms else apply
 
 
 def adam(*, clip: float, weight_decay: float, amsgrad: bool) -> optax.GradientTransformation:
