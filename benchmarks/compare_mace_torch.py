@@ -66,8 +66,11 @@ def export(path, *, model_file=None, **random_model):
     else:
         model = _random_model(**random_model)
     blocks = [type(b).__name__ for b in model.interactions]
-    settings = {"avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
-                "interactions": blocks, "gate": "silu"}  # another gate would show in the comparison
+    settings = {
+        "avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
+        "interactions": blocks,
+        "gate": "silu",
+    }  # another gate would show in the comparison
     arrays = {f"state|{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
     elements = [int(z) for z in model.atomic_numbers]
     for name, atoms in structures(elements, float(model.r_max)).items():
@@ -85,12 +88,24 @@ def _random_model(plain_first, hidden, max_ell, correlation, radial):
     plain = modules.interaction_classes["RealAgnosticInteractionBlock"]
     torch.manual_seed(0)
     return modules.ScaleShiftMACE(
-        r_max=5.0, num_bessel=8, num_polynomial_cutoff=5, max_ell=max_ell, interaction_cls=residual,
-        interaction_cls_first=plain if plain_first else residual, num_interactions=2,
-        num_elements=4, hidden_irreps=o3.Irreps(hidden), MLP_irreps=o3.Irreps("16x0e"),
-        atomic_energies=np.array([-13.6, -1029.2, -1484.9, -2042.0]), avg_num_neighbors=12.3,
-        atomic_numbers=[1, 6, 7, 8], correlation=correlation, gate=torch.nn.functional.silu,
-        atomic_inter_scale=1.7, atomic_inter_shift=0.25, radial_MLP=radial,
+        r_max=5.0,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=max_ell,
+        interaction_cls=residual,
+        interaction_cls_first=plain if plain_first else residual,
+        num_interactions=2,
+        num_elements=4,
+        hidden_irreps=o3.Irreps(hidden),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.array([-13.6, -1029.2, -1484.9, -2042.0]),
+        avg_num_neighbors=12.3,
+        atomic_numbers=[1, 6, 7, 8],
+        correlation=correlation,
+        gate=torch.nn.functional.silu,
+        atomic_inter_scale=1.7,
+        atomic_inter_shift=0.25,
+        radial_MLP=radial,
     )
 
 
@@ -106,8 +121,12 @@ def _evaluate(model, atoms):
     result = {"energy": out["energy"].detach().numpy(), "forces": out["forces"].detach().numpy()}
     if atoms.pbc.any():
         result["stress"] = out["stress"].detach().numpy()
-    return result | {"positions": atoms.positions, "numbers": atoms.numbers,
-                     "cell": np.asarray(atoms.cell), "pbc": np.asarray(atoms.pbc)}
+    return result | {
+        "positions": atoms.positions,
+        "numbers": atoms.numbers,
+        "cell": np.asarray(atoms.cell),
+        "pbc": np.asarray(atoms.pbc),
+    }
 
 
 # --- the half with jaxmlip ------------------------------------------------------------------------
@@ -128,11 +147,16 @@ def compare(path) -> bool:
     potential = potential_of(card)
     predict = jax.jit(jaxmlip.predict(potential.apply))
     names = [k[:-10] for k in file if k.endswith("|positions")]
-    references = {name: {k.split("|")[1]: file[k] for k in file if k.startswith(f"{name}|")}
-                  for name in names}
+    references = {
+        name: {k.split("|")[1]: file[k] for k in file if k.startswith(f"{name}|")} for name in names
+    }
     systems = _systems(references, potential.cutoff)
-    return all([_compare_one(path, name, predict, params, systems[name], references[name])
-                for name in names])
+    return all(
+        [
+            _compare_one(path, name, predict, params, systems[name], references[name])
+            for name in names
+        ]
+    )
 
 
 def _systems(references, cutoff):
@@ -143,8 +167,10 @@ def _systems(references, cutoff):
     from jaxmlip.system import pad
 
     keys = ("positions", "numbers", "cell", "pbc")
-    systems = {name: jaxmlip.from_ase(Atoms(**{k: r[k] for k in keys}), cutoff)
-               for name, r in references.items()}
+    systems = {
+        name: jaxmlip.from_ase(Atoms(**{k: r[k] for k in keys}), cutoff)
+        for name, r in references.items()
+    }
     n_atoms = max(s.n_atoms for s in systems.values())
     width = max(s.edges.senders.shape[1] for s in systems.values())
     return {k: pad(s, n_atoms=n_atoms, n_neighbors=width) for k, s in systems.items()}
@@ -159,15 +185,26 @@ def _compare_one(path, name, predict, params, system, reference):
     first = time.perf_counter() - start
     n = len(reference["numbers"])
     out = {**out, "forces": out["forces"][:n]}
-    errors = {k: float(np.abs(np.asarray(out[k]) - reference[k]).max())
-              for k in LIMITS if k in reference}
-    print(json.dumps({
-        "file": str(path), "structure": name, "n_atoms": n, "dtype": "float64",
-        "energy_eV": float(out["energy"][0]),
-        "largest_force_eV_per_A": float(abs(reference["forces"]).max()),
-        **{f"{k}_difference": v for k, v in errors.items()}, "first_call_s": round(first, 1),
-        "jax": jax.__version__, "ase": ase.__version__, "device": jax.default_backend(),
-    }))
+    errors = {
+        k: float(np.abs(np.asarray(out[k]) - reference[k]).max()) for k in LIMITS if k in reference
+    }
+    print(
+        json.dumps(
+            {
+                "file": str(path),
+                "structure": name,
+                "n_atoms": n,
+                "dtype": "float64",
+                "energy_eV": float(out["energy"][0]),
+                "largest_force_eV_per_A": float(abs(reference["forces"]).max()),
+                **{f"{k}_difference": v for k, v in errors.items()},
+                "first_call_s": round(first, 1),
+                "jax": jax.__version__,
+                "ase": ase.__version__,
+                "device": jax.default_backend(),
+            }
+        )
+    )
     return all(v <= LIMITS[k] for k, v in errors.items())
 
 
@@ -183,9 +220,15 @@ def main():
     parser.add_argument("--radial", type=int, nargs="+", default=[64, 64, 64])
     given = parser.parse_args()
     if given.export:
-        export(given.export, model_file=given.model, plain_first=given.plain_first,
-               hidden=given.hidden, max_ell=given.max_ell, correlation=given.correlation,
-               radial=given.radial)
+        export(
+            given.export,
+            model_file=given.model,
+            plain_first=given.plain_first,
+            hidden=given.hidden,
+            max_ell=given.max_ell,
+            correlation=given.correlation,
+            radial=given.radial,
+        )
         return 0
     return 0 if all([compare(f) for f in given.files]) else 1
 

@@ -70,8 +70,11 @@ def timed(call, repeats):
         call()
         wall.append(time.perf_counter() - w)
         cpu.append(time.process_time() - c)
-    return {"first_s": round(first, 2), "run_ms": round(1e3 * float(np.median(wall)), 2),
-            "cpu_ms": round(1e3 * float(np.median(cpu)), 2)}
+    return {
+        "first_s": round(first, 2),
+        "run_ms": round(1e3 * float(np.median(wall)), 2),
+        "cpu_ms": round(1e3 * float(np.median(cpu)), 2),
+    }
 
 
 # --- ours ----------------------------------------------------------------------------------------
@@ -86,9 +89,16 @@ def ours(name, given) -> dict:
     atoms = structure(name)
     system = jaxmlip.from_ase(atoms, given.r_max, dtype="float32")
     neighbors = system.edges.mask.sum()
-    model = MACE(elements=tuple(ELEMENTS), cutoff=given.r_max, channels=given.channels,
-                 hidden_l=given.hidden_l, l_max=given.l_max, correlation=given.correlation,
-                 n_layers=given.n_layers, avg_num_neighbors=float(neighbors / len(atoms)))
+    model = MACE(
+        elements=tuple(ELEMENTS),
+        cutoff=given.r_max,
+        channels=given.channels,
+        hidden_l=given.hidden_l,
+        l_max=given.l_max,
+        correlation=given.correlation,
+        n_layers=given.n_layers,
+        avg_num_neighbors=float(neighbors / len(atoms)),
+    )
     shapes, random = jax.eval_shape(model.init, jax.random.key(0), system), np.random.default_rng(0)
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), shapes)
 
@@ -103,11 +113,17 @@ def ours(name, given) -> dict:
     exact = computed("float64")
     times, forces = exact if given.dtype == "float64" else computed(given.dtype)
     return {
-        "device": jax.devices()[0].device_kind, "cores": cores(), "jax": jax.__version__,
-        "jaxmlip": jaxmlip.__version__, "n_atoms": len(atoms), "n_edges": int(neighbors),
+        "device": jax.devices()[0].device_kind,
+        "cores": cores(),
+        "jax": jax.__version__,
+        "jaxmlip": jaxmlip.__version__,
+        "n_atoms": len(atoms),
+        "n_edges": int(neighbors),
         "n_parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "compile_s": round(times["first_s"] - times["run_ms"] / 1e3, 2), "run_ms": times["run_ms"],
-        "cpu_ms": times["cpu_ms"], "largest_force_eV_per_A": float(np.abs(exact[1]).max()),
+        "compile_s": round(times["first_s"] - times["run_ms"] / 1e3, 2),
+        "run_ms": times["run_ms"],
+        "cpu_ms": times["cpu_ms"],
+        "largest_force_eV_per_A": float(np.abs(exact[1]).max()),
         "forces_error_eV_per_A": float(np.abs(forces - exact[1]).max()),
     }
 
@@ -138,8 +154,16 @@ def peer(name, given) -> dict:
     if given.peer_python is None and importlib.util.find_spec("mace") is None:
         return {}
     arguments = [given.peer_python or sys.executable, os.path.abspath(__file__), "--worker", name]
-    for option in ("channels", "hidden_l", "l_max", "correlation", "n_layers", "r_max", "repeats",
-                   "dtype"):
+    for option in (
+        "channels",
+        "hidden_l",
+        "l_max",
+        "correlation",
+        "n_layers",
+        "r_max",
+        "repeats",
+        "dtype",
+    ):
         arguments += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
@@ -164,18 +188,31 @@ def worker(name, given) -> dict:
     irreps = "+".join(f"{given.channels}x{l}{'eo'[l % 2]}" for l in range(given.hidden_l + 1))
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     model = modules.ScaleShiftMACE(
-        r_max=given.r_max, num_bessel=8, num_polynomial_cutoff=5, max_ell=given.l_max,
-        interaction_cls=block, interaction_cls_first=block, num_interactions=given.n_layers,
-        num_elements=len(ELEMENTS), hidden_irreps=o3.Irreps(irreps), MLP_irreps=o3.Irreps("16x0e"),
-        atomic_energies=np.zeros(len(ELEMENTS)), avg_num_neighbors=10.0, atomic_numbers=ELEMENTS,
-        correlation=given.correlation, gate=torch.nn.functional.silu, radial_MLP=[64, 64, 64],
-        atomic_inter_scale=1.0, atomic_inter_shift=0.0).to(device)
+        r_max=given.r_max,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=given.l_max,
+        interaction_cls=block,
+        interaction_cls_first=block,
+        num_interactions=given.n_layers,
+        num_elements=len(ELEMENTS),
+        hidden_irreps=o3.Irreps(irreps),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(ELEMENTS)),
+        avg_num_neighbors=10.0,
+        atomic_numbers=ELEMENTS,
+        correlation=given.correlation,
+        gate=torch.nn.functional.silu,
+        radial_MLP=[64, 64, 64],
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    ).to(device)
     for parameter in model.parameters():
         parameter.requires_grad = False
     atoms = structure(name)
     graph = data.AtomicData.from_config(
-        data.config_from_atoms(atoms), z_table=tools.AtomicNumberTable(ELEMENTS),
-        cutoff=given.r_max)
+        data.config_from_atoms(atoms), z_table=tools.AtomicNumberTable(ELEMENTS), cutoff=given.r_max
+    )
     batch = next(iter(torch_geometric.dataloader.DataLoader([graph], batch_size=1)))
     batch = batch.to(device).to_dict()
 
@@ -185,20 +222,33 @@ def worker(name, given) -> dict:
             torch.cuda.synchronize()
 
     times = timed(call, given.repeats)
-    return {"peer": f"mace-torch {getattr(mace, '__version__', '')}".strip(), "peer_device": device,
-            "torch": torch.__version__, "peer_threads": torch.get_num_threads(),
-            "peer_parameters": sum(p.numel() for p in model.parameters()),
-            **{f"peer_{k}": v for k, v in times.items()}}
+    return {
+        "peer": f"mace-torch {getattr(mace, '__version__', '')}".strip(),
+        "peer_device": device,
+        "torch": torch.__version__,
+        "peer_threads": torch.get_num_threads(),
+        "peer_parameters": sum(p.numel() for p in model.parameters()),
+        **{f"peer_{k}": v for k, v in times.items()},
+    }
 
 
 # --- the comparison ------------------------------------------------------------------------------
 
 
 def measured(name, given) -> dict:
-    out = {"question": "energy and forces of MACE", "system": name, "dtype": given.dtype,
-           "channels": given.channels, "hidden_l": given.hidden_l, "l_max": given.l_max,
-           "correlation": given.correlation, "n_layers": given.n_layers, "r_max_A": given.r_max,
-           **ours(name, given), **peer(name, given)}
+    out = {
+        "question": "energy and forces of MACE",
+        "system": name,
+        "dtype": given.dtype,
+        "channels": given.channels,
+        "hidden_l": given.hidden_l,
+        "l_max": given.l_max,
+        "correlation": given.correlation,
+        "n_layers": given.n_layers,
+        "r_max_A": given.r_max,
+        **ours(name, given),
+        **peer(name, given),
+    }
     for clock in ("run_ms", "cpu_ms"):
         if f"peer_{clock}" in out:
             out[f"peer_over_ours_{clock}"] = round(out[f"peer_{clock}"] / out[clock], 2)

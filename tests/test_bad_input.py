@@ -29,7 +29,9 @@ _cell_angle_beta 90
 _cell_angle_gamma 90
 _symmetry_space_group_name_H-M 'P 1'
 """
-SITES = CIF + """loop_
+SITES = (
+    CIF
+    + """loop_
 _atom_site_label
 _atom_site_type_symbol
 _atom_site_fract_x
@@ -40,6 +42,7 @@ Cl1 Cl 0.5 0.5 0.5 1.0
 K1 K 0 0 0 0.5
 Na1 Na 0 0 0 0.5
 """
+)
 POSCAR = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n"
 LAMMPS = "salt\n\n1 atoms\n1 atom types\n0 4 xlo xhi\n0 4 ylo yhi\n0 4 zlo zhi\n\nAtoms\n\n"
 
@@ -48,8 +51,13 @@ BAD = [
     ("cut.xyz", WATER + LONG, "JM206", "cut.xyz:64 frame 1", "expected 192 atoms, found 57"),
     ("cut_row.xyz", WATER[:-12], "JM204", "cut_row.xyz:5 frame 0 atom 2", "interrupted write"),
     ("only_count.xyz", "3\n", "JM206", "only_count.xyz:1 frame 0", "expected 3 atoms, found 0"),
-    ("inner.xyz", WATER.replace("H 0.0 0.8 -0.5\n", "") + WATER, "JM206", "inner.xyz:4 frame 0",
-     "expected 3 atoms, found 2; line 5 starts the next frame"),
+    (
+        "inner.xyz",
+        WATER.replace("H 0.0 0.8 -0.5\n", "") + WATER,
+        "JM206",
+        "inner.xyz:4 frame 0",
+        "expected 3 atoms, found 2; line 5 starts the next frame",
+    ),
     # counts
     ("negative.xyz", WATER.replace("3", "-3", 1), "JM205", "negative.xyz:1 frame 0", "'-3'"),
     ("word.xyz", WATER + "three\n", "JM205", "word.xyz:6 frame 1", "'three'"),
@@ -57,8 +65,13 @@ BAD = [
     ("zero.xyz", "0\n\n", "JM205", "zero.xyz:1 frame 0", "'0'"),
     ("few.xyz", WATER.replace("3", "2", 1), "JM205", "few.xyz:5 frame 1", "'H 0.0 -0.8 -0.5'"),
     # elements
-    ("symbol.xyz", WATER * 3 + WATER.replace("O", "Qq"), "JM201",
-     "symbol.xyz:18:1 frame 3 atom 0", "'Qq' is not a chemical symbol"),
+    (
+        "symbol.xyz",
+        WATER * 3 + WATER.replace("O", "Qq"),
+        "JM201",
+        "symbol.xyz:18:1 frame 3 atom 0",
+        "'Qq' is not a chemical symbol",
+    ),
     ("label.xyz", WATER.replace("O", "Oh"), "JM201", "label.xyz:3:1 frame 0", "Did you mean"),
     ("number.xyz", WATER.replace("O", "8"), "JM201", "number.xyz:3:1", "Write the symbol"),
     ("dummy.xyz", WATER.replace("O", "X"), "JM201", "dummy.xyz:3:1 frame 0 atom 0", "'X'"),
@@ -66,25 +79,65 @@ BAD = [
     # numbers
     ("token.xyz", WATER.replace("0.8", "x", 1), "JM204", "token.xyz:4:7 frame 0 atom 1", "'x'"),
     ("fortran.xyz", WATER.replace("0.8", "8.0D-1", 1), "JM204", "fortran.xyz:4:7", "'8.0D-1'"),
-    ("nan.xyz", WATER + WATER.replace("-0.8", "NaN"), "JM203", "nan.xyz:10:7 frame 1 atom 2",
-     "'NaN' (pos) is not finite"),
+    (
+        "nan.xyz",
+        WATER + WATER.replace("-0.8", "NaN"),
+        "JM203",
+        "nan.xyz:10:7 frame 1 atom 2",
+        "'NaN' (pos) is not finite",
+    ),
     ("inf.xyz", WATER.replace("0.1", "-inf"), "JM203", "inf.xyz:3:11 frame 0 atom 0", "'-inf'"),
     ("overflow.xyz", WATER.replace("0.1", "1e400"), "JM203", "overflow.xyz:3:11", "'1e400'"),
-    ("forces.xyz", f"1\n{FORCES}\nO 0 0 0 1 nan 3\n", "JM203", "forces.xyz:3:11 frame 0 atom 0",
-     "'nan' (forces)"),
-    ("flag.xyz", "1\nProperties=species:S:1:pos:R:3:on:L:1\nO 0 0 0 yes\n", "JM204", "flag.xyz:3:9",
-     "'yes' (on) is not T or F"),
+    (
+        "forces.xyz",
+        f"1\n{FORCES}\nO 0 0 0 1 nan 3\n",
+        "JM203",
+        "forces.xyz:3:11 frame 0 atom 0",
+        "'nan' (forces)",
+    ),
+    (
+        "flag.xyz",
+        "1\nProperties=species:S:1:pos:R:3:on:L:1\nO 0 0 0 yes\n",
+        "JM204",
+        "flag.xyz:3:9",
+        "'yes' (on) is not T or F",
+    ),
     # columns and comment line
-    ("short_row.xyz", WATER.replace("0.0 0.8 -0.5", "0.0 0.8"), "JM204",
-     "short_row.xyz:4 frame 0 atom 1", "3 columns, expected 4"),
-    ("long_row.xyz", f"1\n{FORCES}\nO 0 0 0 1 2 3 4\n", "JM204", "long_row.xyz:3 frame 0 atom 0",
-     "8 columns, expected 7"),
-    ("columns.xyz", "1\nProperties=species:S:1:pos:R\nO 0 0 0\n", "JM205", "columns.xyz:2 frame 0",
-     "triples"),
-    ("case.xyz", '1\nlattice="5 0 0 0 5 0 0 0 5"\nO 0 0 0\n', "JM205", "case.xyz:2 frame 0",
-     "must be written 'Lattice'"),
-    ("lattice.xyz", '1\nLattice="5 0 0 0 x 0 0 0 5"\nO 0 0 0\n', "JM207", "lattice.xyz:2 frame 0",
-     "Lattice"),
+    (
+        "short_row.xyz",
+        WATER.replace("0.0 0.8 -0.5", "0.0 0.8"),
+        "JM204",
+        "short_row.xyz:4 frame 0 atom 1",
+        "3 columns, expected 4",
+    ),
+    (
+        "long_row.xyz",
+        f"1\n{FORCES}\nO 0 0 0 1 2 3 4\n",
+        "JM204",
+        "long_row.xyz:3 frame 0 atom 0",
+        "8 columns, expected 7",
+    ),
+    (
+        "columns.xyz",
+        "1\nProperties=species:S:1:pos:R\nO 0 0 0\n",
+        "JM205",
+        "columns.xyz:2 frame 0",
+        "triples",
+    ),
+    (
+        "case.xyz",
+        '1\nlattice="5 0 0 0 5 0 0 0 5"\nO 0 0 0\n',
+        "JM205",
+        "case.xyz:2 frame 0",
+        "must be written 'Lattice'",
+    ),
+    (
+        "lattice.xyz",
+        '1\nLattice="5 0 0 0 x 0 0 0 5"\nO 0 0 0\n',
+        "JM207",
+        "lattice.xyz:2 frame 0",
+        "Lattice",
+    ),
     # files
     ("empty.xyz", "", "JM202", "empty.xyz", "the file is empty"),
     ("blank.xyz", "\n\n  \n", "JM202", "blank.xyz", "no frames"),
@@ -96,8 +149,13 @@ BAD = [
     ("mixed.cif", SITES, "JM209", "mixed.cif", "K 0.5, Na 0.5"),
     ("question.cif", SITES.replace("0.5 0.5 0.5", "0.5 ? 0.5"), "JM207", "question.cif", "as cif"),
     ("garbage.cif", "garbage", "JM207", "garbage.cif", "as cif"),
-    ("POSCAR", POSCAR.replace("0.5 0.5 0.5\n", ""), "JM206", "POSCAR",
-     "file has 1 coordinate line(s), 2 expected (line 10)"),
+    (
+        "POSCAR",
+        POSCAR.replace("0.5 0.5 0.5\n", ""),
+        "JM206",
+        "POSCAR",
+        "file has 1 coordinate line(s), 2 expected (line 10)",
+    ),
     ("POSCAR_token", POSCAR.replace("0.5", "half", 1), "JM204", "POSCAR_token:10", "'half'"),
     ("POSCAR_nan", POSCAR.replace("0 0 4\n", "0 0 nan\n"), "JM203", "POSCAR_nan:5", "'nan'"),
     ("POSCAR_element", POSCAR.replace("Cl", "Qq"), "JM201", "POSCAR_element:6", "'Qq'"),
@@ -110,16 +168,31 @@ BAD = [
     ("old.traj", b"\x80\x02cposix\nsystem\nq\x00.", "JM207", "old.traj", "not an ASE trajectory"),
     ("cut.traj", b"- of UlmASE-Trajectory", "JM207", "cut.traj", "as traj"),
     ("a.json", '{"a": 1', "JM207", "a.json", "as json"),
-    ("a.db", "not sqlite, but long enough to be looked at as a database file" * 20, "JM207",
-     "a.db", "as db"),
+    (
+        "a.db",
+        "not sqlite, but long enough to be looked at as a database file" * 20,
+        "JM207",
+        "a.db",
+        "as db",
+    ),
     ("a.gen", "2 C\nO H\n1 1 0 0 0\n", "JM206", "a.gen", "expected 2 atoms, found 1"),
     ("b.gen", "2 S\nO H\n1 1 0 0 0\n", "JM207", "b.gen", "as gen"),
-    ("b.sdf", "m\n\n\n  2  0  0\n    0.0000    0.0000    0.0000 O   0  0\n", "JM206", "b.sdf",
-     "expected 2 atoms, found 1"),
+    (
+        "b.sdf",
+        "m\n\n\n  2  0  0\n    0.0000    0.0000    0.0000 O   0  0\n",
+        "JM206",
+        "b.sdf",
+        "expected 2 atoms, found 1",
+    ),
     ("a.mol", "water\n", "JM207", "a.mol", "as mol"),
     ("a.pdb", "HELLO\n", "JM202", "a.pdb", "no atoms"),
-    ("twins.xyz", WATER + WATER.replace("H 0.0 -0.8", "H 0.0  0.8"), "JM208", "twins.xyz frame 1",
-     "atoms 1 (H) and 2 (H) are 0.000 Å apart"),
+    (
+        "twins.xyz",
+        WATER + WATER.replace("H 0.0 -0.8", "H 0.0  0.8"),
+        "JM208",
+        "twins.xyz frame 1",
+        "atoms 1 (H) and 2 (H) are 0.000 Å apart",
+    ),
     ("charge.xyz", WATER.replace("\n\n", "\ncharge=plus\n"), "JM213", "charge.xyz", "'plus'"),
     ("nocell.xyz", WATER.replace("\n\n", '\npbc="T T T"\n'), "JM210", "nocell.xyz", "is zero"),
 ]
@@ -161,19 +234,33 @@ def test_bad_frames_can_be_left_out(tmp_path):
     assert [e.where.split("frame ")[1].split()[0] for e in errors] == ["1", "3", "5"]
 
 
-@pytest.mark.parametrize("content", [
-    WATER.replace("\n", "\r\n").encode(),
-    b"\xef\xbb\xbf" + WATER.encode(),
-    WATER.encode("utf-16"),
-    WATER.replace(" ", "\t").encode(),
-    WATER.encode()[:-1],
-    WATER.encode() + b"\n\n",
-    b"\n" + WATER.encode(),
-    WATER.replace("\n\n", "\nÅngström\n").encode("latin-1"),
-    WATER.replace("O 0.0 0.0 0.1", "o 0.0 0.0 0.1 -0.8 more").encode(),
-    gzip.compress(WATER.encode()),
-], ids=["crlf", "bom", "utf-16", "tabs", "no last newline", "blank end", "blank begin", "latin-1",
-        "more columns", "gzip"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        WATER.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + WATER.encode(),
+        WATER.encode("utf-16"),
+        WATER.replace(" ", "\t").encode(),
+        WATER.encode()[:-1],
+        WATER.encode() + b"\n\n",
+        b"\n" + WATER.encode(),
+        WATER.replace("\n\n", "\nÅngström\n").encode("latin-1"),
+        WATER.replace("O 0.0 0.0 0.1", "o 0.0 0.0 0.1 -0.8 more").encode(),
+        gzip.compress(WATER.encode()),
+    ],
+    ids=[
+        "crlf",
+        "bom",
+        "utf-16",
+        "tabs",
+        "no last newline",
+        "blank end",
+        "blank begin",
+        "latin-1",
+        "more columns",
+        "gzip",
+    ],
+)
 def test_unusual_but_whole_files_are_read(tmp_path, content):
     path = tmp_path / "a.xyz"
     path.write_bytes(content)
@@ -231,8 +318,8 @@ def test_damaged_text_never_raises_anything_else(tmp_path):
         for _ in range(60):
             data = bytearray(seed.encode())
             for at in generator.integers(0, len(data), 2):
-                data[at] = generator.choice(list(b"0x-\n \"=:\xff9"))
-            path.write_bytes(data[:generator.integers(1, len(data) + 1)])
+                data[at] = generator.choice(list(b'0x-\n "=:\xff9'))
+            path.write_bytes(data[: generator.integers(1, len(data) + 1)])
             try:
                 read_structures(path)
             except JaxmlipError:
@@ -247,25 +334,42 @@ def test_elements_outside_a_model():
     with pytest.raises(ModelError) as caught:
         check_elements(numbers, ["H", "C", "N", "O"], model="organic")
     assert caught.value.exit_code == 6
-    assert caught.value.what == ("model 'organic' knows H, C, N, O; structure has "
-                                 "Fe (atoms 0-11, 13)")
+    assert caught.value.what == (
+        "model 'organic' knows H, C, N, O; structure has Fe (atoms 0-11, 13)"
+    )
     check_elements([8, 1, 0], [1, 8], model="water")  # 0 is padding
 
 
-@pytest.mark.parametrize("atoms, code, says", [
-    (Atoms(), "JM202", "no atoms"),
-    (Atoms("H2", [[0, 0, 0], [0, np.nan, 1]]), "JM203", "atom 1 (H)"),
-    (Atoms("H2", [[0, 0, 0], [0, 1e9, 1]]), "JM203", "1.0e+09 Å from the origin"),
-    (Atoms("HX", [[0, 0, 0], [0, 0, 1]]), "JM201", "atom 1 has atomic number 0"),
-    (Atoms("HO", [[0, 0, 0], [0, 0, 1e-9]]), "JM208", "atoms 0 (H) and 1 (O) are 0.000 Å apart"),
-    (Atoms("HO", [[0, 0, 0], [0, 0, 4.9]], cell=[5] * 3, pbc=True), "JM208", "periodic boundary"),
-    (Atoms("H", pbc=True), "JM210", "axis 0, but that cell vector is zero"),
-    (Atoms("H", cell=[[5, 0, 0], [0, 5, 0], [5, 5, 1e-4]], pbc=True), "JM210", "the cell is flat"),
-    (Atoms("H", cell=[5, 5, np.inf], pbc=True), "JM210", "not finite"),
-    (Atoms("H", info={"spin": 0}), "JM213", "at least 1"),
-    (Atoms("H", info={"field": [0, 0]}), "JM213", "expected 3"),
-    (Atoms("H", info={"charge": np.nan}), "JM213", "expected 1"),
-], ids=lambda x: x if isinstance(x, str) and x.startswith("JM") else "")
+@pytest.mark.parametrize(
+    "atoms, code, says",
+    [
+        (Atoms(), "JM202", "no atoms"),
+        (Atoms("H2", [[0, 0, 0], [0, np.nan, 1]]), "JM203", "atom 1 (H)"),
+        (Atoms("H2", [[0, 0, 0], [0, 1e9, 1]]), "JM203", "1.0e+09 Å from the origin"),
+        (Atoms("HX", [[0, 0, 0], [0, 0, 1]]), "JM201", "atom 1 has atomic number 0"),
+        (
+            Atoms("HO", [[0, 0, 0], [0, 0, 1e-9]]),
+            "JM208",
+            "atoms 0 (H) and 1 (O) are 0.000 Å apart",
+        ),
+        (
+            Atoms("HO", [[0, 0, 0], [0, 0, 4.9]], cell=[5] * 3, pbc=True),
+            "JM208",
+            "periodic boundary",
+        ),
+        (Atoms("H", pbc=True), "JM210", "axis 0, but that cell vector is zero"),
+        (
+            Atoms("H", cell=[[5, 0, 0], [0, 5, 0], [5, 5, 1e-4]], pbc=True),
+            "JM210",
+            "the cell is flat",
+        ),
+        (Atoms("H", cell=[5, 5, np.inf], pbc=True), "JM210", "not finite"),
+        (Atoms("H", info={"spin": 0}), "JM213", "at least 1"),
+        (Atoms("H", info={"field": [0, 0]}), "JM213", "expected 3"),
+        (Atoms("H", info={"charge": np.nan}), "JM213", "expected 1"),
+    ],
+    ids=lambda x: x if isinstance(x, str) and x.startswith("JM") else "",
+)
 def test_structures_that_cannot_be_meant(atoms, code, says):
     with pytest.raises(DataError) as caught:
         check_structure(atoms, where="here")

@@ -22,15 +22,36 @@ from jaxmlip.cli.main import main
 from jaxmlip.models import MACE, checkpoint
 
 WATER = "3\nwater\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
-TINY = {"elements": [1, 8], "cutoff": 3.0, "channels": 4, "hidden_l": 0, "l_max": 1,
-        "correlation": 1, "n_layers": 1, "n_radial": 3, "radial_widths": [4], "dipole": True}
-SPRINGS = {"elements": [1, 8], "cutoff": 4.0, "depth": [[2.0, 4.0], [4.0, 3.0]], "a": 2.0,
-           "r0": [[1.5, 0.97], [0.97, 1.4]]}
+TINY = {
+    "elements": [1, 8],
+    "cutoff": 3.0,
+    "channels": 4,
+    "hidden_l": 0,
+    "l_max": 1,
+    "correlation": 1,
+    "n_layers": 1,
+    "n_radial": 3,
+    "radial_widths": [4],
+    "dipole": True,
+}
+SPRINGS = {
+    "elements": [1, 8],
+    "cutoff": 4.0,
+    "depth": [[2.0, 4.0], [4.0, 3.0]],
+    "a": 2.0,
+    "r0": [[1.5, 0.97], [0.97, 1.4]],
+}
 
 
 def card(architecture, fields):
-    return {"architecture": architecture, "fields": fields, "elements": fields["elements"],
-            "cutoff": fields["cutoff"], "level_of_theory": "none", "name": "test"}
+    return {
+        "architecture": architecture,
+        "fields": fields,
+        "elements": fields["elements"],
+        "cutoff": fields["cutoff"],
+        "level_of_theory": "none",
+        "name": "test",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +81,12 @@ def alone(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir",
-             "jax_persistent_cache_min_compile_time_secs")
+    names = (
+        "jax_enable_x64",
+        "jax_default_matmul_precision",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
     before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():
@@ -100,8 +125,10 @@ def test_a_bad_structure_is_refused_with_its_place_and_leaves_nothing(name, spri
     text, status, message = BAD[name]
     with open("bad.xyz", "w") as file:
         file.write(text)
-    assert main(["singlepoint", "bad.xyz", "--model", springs, "--extxyz", "--json", "o.json"]) \
+    assert (
+        main(["singlepoint", "bad.xyz", "--model", springs, "--extxyz", "--json", "o.json"])
         == status
+    )
     out, err = capsys.readouterr()
     assert out == "" and "error: JM" in err and "bad.xyz" in err and message in err
     assert files() == ["bad.xyz"]
@@ -148,7 +175,8 @@ def test_a_mistyped_key_of_a_training_run_is_named_with_its_line(water, capsys):
 
 
 def test_an_interrupted_training_run_leaves_75_and_the_command_that_resumes(
-        water, capsys, monkeypatch):
+    water, capsys, monkeypatch
+):
     from jaxmlip.errors import Interrupted
     from jaxmlip.train import loop
 
@@ -167,6 +195,7 @@ def test_ctrl_c_is_130_and_a_bug_is_1_with_its_traceback_on_demand(monkeypatch, 
     def raising(error):
         def start(**kwargs):
             raise error
+
         monkeypatch.setattr(session, "start", start)
 
     raising(KeyboardInterrupt())
@@ -206,12 +235,29 @@ def test_ir_of_water_from_structure_to_files(water, tiny, capsys):
     assert main(["ir", water, "--model", tiny, "--no-relax", "--csv", "--out", "results"]) == 0
     out, err = capsys.readouterr()
     assert "cm⁻¹" in out and "km/mol" in out and "warning" in err
-    assert sorted(os.listdir("results")) == ["water_ir.csv", "water_ir.json", "water_ir.png",
-                                             "water_relaxed.xyz"]
+    assert sorted(os.listdir("results")) == [
+        "water_ir.csv",
+        "water_ir.json",
+        "water_ir.png",
+        "water_relaxed.xyz",
+    ]
     found = json.load(open("results/water_ir.json"))
-    for key in ("frequencies_cm1", "intensities_km_mol", "energy_eV", "fmax_eV_per_A",
-                "positions_A", "numbers", "dipole_eA", "zpe_eV", "model", "model_sha256",
-                "jaxmlip_version", "jax_version", "warnings", "files"):
+    for key in (
+        "frequencies_cm1",
+        "intensities_km_mol",
+        "energy_eV",
+        "fmax_eV_per_A",
+        "positions_A",
+        "numbers",
+        "dipole_eA",
+        "zpe_eV",
+        "model",
+        "model_sha256",
+        "jaxmlip_version",
+        "jax_version",
+        "warnings",
+        "files",
+    ):
         assert key in found, key
     assert len(found["frequencies_cm1"]) == len(found["intensities_km_mol"]) == 3
     assert found["model_sha256"] == checkpoint.read(tiny)[0]["sha256"]
@@ -235,11 +281,13 @@ def test_a_relaxation_that_does_not_converge_is_4_and_keeps_its_best(water, spri
 
 
 def test_modes_give_thermochemistry_and_a_movie(water, springs, capsys):
-    found = run_json(["modes", water, "--model", springs, "--symmetry-number", "2", "--animate",
-                      "1"], capsys)
+    found = run_json(
+        ["modes", water, "--model", springs, "--symmetry-number", "2", "--animate", "1"], capsys
+    )
     assert found["n_imaginary"] == 0 and len(found["frequencies_cm1"]) == 3
     assert found["enthalpy_eV"] - found["internal_energy_eV"] == pytest.approx(
-        298.15 * jaxmlip.units.kB)
+        298.15 * jaxmlip.units.kB
+    )
     frames = read("water_mode1.xyz", ":")
     assert len(frames) == 20 and frames[0].info["frequency_cm1"] == found["frequencies_cm1"][1]
 
@@ -250,22 +298,41 @@ def test_singlepoint_of_many_frames_agrees_with_one(water, springs, capsys):
         file.write(2 * WATER)
     two = run_json(["singlepoint", "two.xyz", "--model", springs, "--extxyz"], capsys)
     assert two["n_frames"] == 2 and two["energy_eV"] == [one["energy_eV"]] * 2
-    np.testing.assert_allclose(read("two_singlepoint.xyz").get_forces(),
-                               one["forces_eV_per_A"], atol=1e-7)
+    np.testing.assert_allclose(
+        read("two_singlepoint.xyz").get_forces(), one["forces_eV_per_A"], atol=1e-7
+    )
 
 
 def test_stress_is_given_for_a_crystal(springs, capsys):
     with open("box.xyz", "w") as file:
         file.write(WATER.replace("water", 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"'))
-    assert len(run_json(["singlepoint", "box.xyz", "--model", springs], capsys)
-               ["stress_voigt_eV_per_A3"]) == 6
+    assert (
+        len(
+            run_json(["singlepoint", "box.xyz", "--model", springs], capsys)[
+                "stress_voigt_eV_per_A3"
+            ]
+        )
+        == 6
+    )
 
 
 def test_evaluate_of_the_model_on_itself_is_exact(water, springs, capsys):
     assert main(["singlepoint", water, "--model", springs, "--extxyz"]) == 0
     capsys.readouterr()
-    found = run_json(["evaluate", springs, "water_singlepoint.xyz", "--key",
-                      "energy=energy", "--key", "forces=forces", "--dtype", "float64"], capsys)
+    found = run_json(
+        [
+            "evaluate",
+            springs,
+            "water_singlepoint.xyz",
+            "--key",
+            "energy=energy",
+            "--key",
+            "forces=forces",
+            "--dtype",
+            "float64",
+        ],
+        capsys,
+    )
     assert found["forces_mae_meV_per_A"] < 1e-4 and found["energy_mae_meV_per_atom"] < 1e-4
 
 
@@ -281,8 +348,9 @@ def test_models_are_listed_and_shown(springs, capsys):
 def test_the_doctor_finds_nothing_wrong(springs, capsys):
     found = run_json(["doctor", "--model", springs], capsys)
     assert found["ok"] and not found["failed"]
-    assert {"versions", "float64", "forces against differences"} <= {c["name"] for c in
-                                                                     found["checks"]}
+    assert {"versions", "float64", "forces against differences"} <= {
+        c["name"] for c in found["checks"]
+    }
 
 
 def test_the_doctor_refuses_the_jax_that_miscompiles(monkeypatch, capsys):
@@ -293,12 +361,15 @@ def test_the_doctor_refuses_the_jax_that_miscompiles(monkeypatch, capsys):
 
 
 def test_the_module_runs_and_help_needs_neither_jax_nor_ase():
-    code = ("import sys; from jaxmlip.cli.main import main; main(['ir', '--help']); "
-            "assert not {'jax', 'ase', 'matplotlib', 'flax'} & set(sys.modules)")
+    code = (
+        "import sys; from jaxmlip.cli.main import main; main(['ir', '--help']); "
+        "assert not {'jax', 'ase', 'matplotlib', 'flax'} & set(sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "cm⁻¹" in out.stdout
-    out = subprocess.run([sys.executable, "-m", "jaxmlip", "--version"], capture_output=True,
-                         text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "jaxmlip", "--version"], capture_output=True, text=True, check=True
+    )
     assert out.stdout == f"jaxmlip {jaxmlip.__version__}\n"
 
 

@@ -65,10 +65,12 @@ def test_labels_are_read_and_missing_ones_are_nan(tmp_path, rng):
 
 def test_keys_that_ase_keeps_for_itself_can_be_labels(tmp_path):
     path = tmp_path / "plain.extxyz"
-    path.write_text('2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-3.0 pbc="F F F"\n'
-                    "H 0 0 0 1 2 3\nH 0 0 0.8 -1 -2 -3\n")
+    path.write_text(
+        '2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-3.0 pbc="F F F"\n'
+        "H 0 0 0 1 2 3\nH 0 0 0.8 -1 -2 -3\n"
+    )
     keys = {"energy": "energy", "forces": "forces"}
-    (_, labels), = read_labelled(path, 3.0, keys=keys, needed=("energy", "forces"))
+    ((_, labels),) = read_labelled(path, 3.0, keys=keys, needed=("energy", "forces"))
     assert labels["energy"] == [-3.0]
     np.testing.assert_array_equal(labels["forces"], [[1, 2, 3], [-1, -2, -3]])
 
@@ -95,11 +97,15 @@ def test_a_missing_label_names_the_keys_that_are_there(tmp_path, rng):
         read_labelled(path, 4.0, keys={"dipol": "DFT"})
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [
-    ("REF_energy", np.nan, "not finite"), ("REF_dipole", np.ones(4), "shape"),
-    ("REF_stress", np.arange(9.0).reshape(3, 3), "not symmetric"),
-    ("REF_energy", "high", "not numeric"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("REF_energy", np.nan, "not finite"),
+        ("REF_dipole", np.ones(4), "shape"),
+        ("REF_stress", np.arange(9.0).reshape(3, 3), "not symmetric"),
+        ("REF_energy", "high", "not numeric"),
+    ],
+)
 def test_wrong_labels_are_refused_with_their_frame(tmp_path, rng, name, value, message):
     good, bad = bulk("Cu"), bulk("Cu")
     bad.info[name] = value
@@ -171,7 +177,7 @@ def test_every_frame_comes_once_an_epoch_in_few_shapes(tmp_path, rng):
 
 def test_a_batch_is_the_concatenation_of_its_frames(tmp_path, rng):
     frames = labelled_chains(tmp_path, rng, [5, 1, 3])
-    bucket, = make_buckets(frames, n_buckets=1, max_atoms=12)
+    (bucket,) = make_buckets(frames, n_buckets=1, max_atoms=12)
     system, labels = batch(frames, bucket, [2, 0, 1])
     expected = concatenate([frames[i][0] for i in (2, 0, 1)])
     np.testing.assert_array_equal(system.positions[:9], expected.positions)
@@ -196,7 +202,10 @@ def test_splits_are_disjoint_reproducible_and_kept(tmp_path):
     assert {k: len(v) for k, v in parts.items()} == {"valid": 10, "test": 20, "train": 70}
     assert sorted(sum(parts.values(), [])) == list(range(100))
     save_split(tmp_path / "split.json", parts)
-    assert load_split(tmp_path / "split.json") == parts == split(
-        100, {"valid": 0.1, "test": 0.2}, seed=5)
+    assert (
+        load_split(tmp_path / "split.json")
+        == parts
+        == split(100, {"valid": 0.1, "test": 0.2}, seed=5)
+    )
     with pytest.raises(UsageError):
         split(1, {"valid": 0.5})

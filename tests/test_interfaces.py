@@ -47,8 +47,13 @@ def ionic():
         dipole = sum_atoms(system, charges[:, None] * jnp.asarray(system.positions))
         alpha = jnp.broadcast_to(ALPHA * jnp.eye(3), (system.n_graphs, 3, 3))
         energy = out["energy"] + 0.1 * jnp.asarray(system.charge) ** 2
-        return {**out, "energy": energy, "charges": charges, "dipole": dipole,
-                "polarizability": alpha}
+        return {
+            **out,
+            "energy": energy,
+            "charges": charges,
+            "dipole": dipole,
+            "polarizability": alpha,
+        }
 
     return add_field(Potential(model.init, apply, model.cutoff))
 
@@ -362,17 +367,34 @@ def test_molecules_by_name():
     assert len(read_structures("C6H6")) == 1
 
 
-@pytest.mark.parametrize("name", ["a.xyz", "a.extxyz", "a.cif", "POSCAR", "a.vasp", "a.traj",
-                                  "a.xsf", "a.json", "a.db", "geometry.in", "a.gen", "a.xyz.gz",
-                                  "a.cif.gz", "a.xyz.xz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.xyz",
+        "a.extxyz",
+        "a.cif",
+        "POSCAR",
+        "a.vasp",
+        "a.traj",
+        "a.xsf",
+        "a.json",
+        "a.db",
+        "geometry.in",
+        "a.gen",
+        "a.xyz.gz",
+        "a.cif.gz",
+        "a.xyz.xz",
+    ],
+)
 def test_a_crystal_comes_back_from_every_format(tmp_path, crystal, name):
     kind = {"geometry.in": "aims", "a.xyz": "extxyz", "a.xyz.gz": "extxyz", "a.xyz.xz": "extxyz"}
     ase.io.write(tmp_path / name, crystal, format=kind.get(name))
     back = read_structure(tmp_path / name)
     assert (back.numbers == crystal.numbers).all() and back.pbc.all()
     assert_allclose(back.cell.cellpar(), crystal.cell.cellpar(), rtol=1e-5)
-    assert_allclose(back.get_all_distances(mic=True), crystal.get_all_distances(mic=True),
-                    atol=1e-4)
+    assert_allclose(
+        back.get_all_distances(mic=True), crystal.get_all_distances(mic=True), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a.pdb", "a.mol", "a.sdf", "a.cube", "a.gen"])
@@ -381,10 +403,13 @@ def test_a_molecule_comes_back_from_every_format(tmp_path, water, name):
         water.cell = [5, 5, 5]
         ase.io.write(tmp_path / name, water, data=np.zeros((2, 2, 2)))
     elif name in ("a.mol", "a.sdf"):
-        rows = "".join(f"{x:10.4f}{y:10.4f}{z:10.4f} {s:<3} 0  0\n"
-                       for s, (x, y, z) in zip(water.symbols, water.positions, strict=True))
-        (tmp_path / name).write_text(f"water\n\n\n  3  0  0  0  0  0  0  0  0  0  1 V2000\n{rows}"
-                                     "M  END\n")
+        rows = "".join(
+            f"{x:10.4f}{y:10.4f}{z:10.4f} {s:<3} 0  0\n"
+            for s, (x, y, z) in zip(water.symbols, water.positions, strict=True)
+        )
+        (tmp_path / name).write_text(
+            f"water\n\n\n  3  0  0  0  0  0  0  0  0  0  1 V2000\n{rows}M  END\n"
+        )
     else:
         ase.io.write(tmp_path / name, water)
     back = read_structure(tmp_path / name)

@@ -74,10 +74,13 @@ def test_couplings_outside_the_basis_are_refused():
         projection(np.random.default_rng(0).normal(size=(9, 9, 2)), 2, 2, (0, 1))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"interactions": ["RealAgnosticDensityInteractionBlock"] * 2}, "cannot be imported"),
-    ({"gate": "tanh"}, "not silu"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"interactions": ["RealAgnosticDensityInteractionBlock"] * 2}, "cannot be imported"),
+        ({"gate": "tanh"}, "not silu"),
+    ],
+)
 def test_other_architectures_are_refused(exported, change, message):
     with pytest.raises(ModelError, match=message):
         convert(exported[1], {**exported[2], **change})

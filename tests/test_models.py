@@ -25,9 +25,22 @@ from jaxmlip.system import cast, concatenate, pad, strain
 
 CUTOFF, N_ATOMS, N_NEIGHBORS = 3.5, 9, 20
 ELEMENTS = (1, 6, 8)
-LEARNED = dict(elements=ELEMENTS, cutoff=CUTOFF, channels=4, l_max=2, n_layers=2, n_radial=4,
-               radial_widths=(8,), readout_width=4, avg_num_neighbors=10.0, scale=5.0,
-               shift=-1.5, charge_spin=True, dipole=True, polarizability=True)
+LEARNED = dict(
+    elements=ELEMENTS,
+    cutoff=CUTOFF,
+    channels=4,
+    l_max=2,
+    n_layers=2,
+    n_radial=4,
+    radial_widths=(8,),
+    readout_width=4,
+    avg_num_neighbors=10.0,
+    scale=5.0,
+    shift=-1.5,
+    charge_spin=True,
+    dipole=True,
+    polarizability=True,
+)
 TABLE = ((0.02, 0.03, 0.04), (0.03, 0.05, 0.06), (0.04, 0.06, 0.07))
 SIZES = ((1.5, 1.7, 1.8), (1.7, 2.0, 2.1), (1.8, 2.1, 2.2))
 MODELS = {
@@ -177,8 +190,9 @@ def orthogonal(seed, improper):
 
 
 def turned(atoms, q):
-    return Atoms(atoms.symbols, atoms.positions @ q.T, cell=np.asarray(atoms.cell) @ q.T,
-                 pbc=atoms.pbc)
+    return Atoms(
+        atoms.symbols, atoms.positions @ q.T, cell=np.asarray(atoms.cell) @ q.T, pbc=atoms.pbc
+    )
 
 
 @pytest.mark.parametrize("improper", [False, True], ids=["rotation", "rotoinversion"])
@@ -218,21 +232,36 @@ def test_the_order_of_atoms_does_not_matter(name, structure):
     before, after = (evaluate(name, build(a)) for a in (atoms, atoms[order]))
     n = len(atoms)
     assert_same(after["energy"], before["energy"], 1e-9)
-    assert_same(after["forces"][:n], before["forces"][:n][order], 1e-9,
-                max(np.abs(before["forces"]).max(), 1e-2))
+    assert_same(
+        after["forces"][:n],
+        before["forces"][:n][order],
+        1e-9,
+        max(np.abs(before["forces"]).max(), 1e-2),
+    )
 
 
-@pytest.mark.parametrize("structure, repeats", [
-    ("triclinic", (2, 1, 1)), ("left_handed", (1, 1, 2)), ("slab", (1, 2, 1)),
-    ("small_cell", (2, 2, 2)), ("single_atom", (2, 2, 2))])
+@pytest.mark.parametrize(
+    "structure, repeats",
+    [
+        ("triclinic", (2, 1, 1)),
+        ("left_handed", (1, 1, 2)),
+        ("slab", (1, 2, 1)),
+        ("small_cell", (2, 2, 2)),
+        ("single_atom", (2, 2, 2)),
+    ],
+)
 @all_models
 def test_the_energy_of_a_supercell_is_that_of_its_cells(name, structure, repeats):
     atoms = STRUCTURES[structure]()
     one, many = evaluate(name, build(atoms)), evaluate(name, build(atoms.repeat(repeats)))
     n, copies = len(atoms), int(np.prod(repeats))
     assert_same(many["energy"], copies * one["energy"], 1e-9)
-    assert_same(many["forces"][: n * copies], np.tile(one["forces"][:n], (copies, 1)), 1e-9,
-                max(np.abs(one["forces"]).max(), 1e-2))
+    assert_same(
+        many["forces"][: n * copies],
+        np.tile(one["forces"][:n], (copies, 1)),
+        1e-9,
+        max(np.abs(one["forces"]).max(), 1e-2),
+    )
     assert_same(many["stress"], one["stress"], 1e-9, max(np.abs(one["stress"]).max(), 1e-2))
 
 
@@ -364,8 +393,16 @@ def test_charges_add_up_to_the_charge_and_charge_matters(name):
 
 def test_pseudovectors_of_nequip_keep_the_energy_under_inversion():
     """Three layers: features of unnatural parity (1e, 2o, then 0o) take part."""
-    model = NequIP(ELEMENTS, CUTOFF, channels=(3, 2), l_max=1, n_layers=4, n_radial=4,
-                   radial_widths=(8,), avg_num_neighbors=10.0)
+    model = NequIP(
+        ELEMENTS,
+        CUTOFF,
+        channels=(3, 2),
+        l_max=1,
+        n_layers=4,
+        n_radial=4,
+        radial_widths=(8,),
+        avg_num_neighbors=10.0,
+    )
     system = system_of("ethanol")
     params = jax.jit(model.init)(KEY, system)
     assert "0o" in params["params"]["up_3"] and "1e" in params["params"]["up_2"]

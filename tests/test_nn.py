@@ -104,8 +104,9 @@ def test_clebsch_gordan_coefficients_are_those_of_e3nn(e3nn):
 def test_couplings_are_orthonormal_and_zero_outside_the_triangle():
     assert not clebsch_gordan(1, 1, 3).any()
     for l1, l2 in [(1, 1), (2, 3), (3, 3)]:
-        tables = [np.sqrt(2 * l + 1) * clebsch_gordan(l1, l2, l)
-                  for l in range(abs(l1 - l2), l1 + l2 + 1)]
+        tables = [
+            np.sqrt(2 * l + 1) * clebsch_gordan(l1, l2, l) for l in range(abs(l1 - l2), l1 + l2 + 1)
+        ]
         u = np.concatenate(tables, -1).reshape((2 * l1 + 1) * (2 * l2 + 1), -1)
         assert_allclose(u @ u.T, np.eye(len(u)), atol=1e-13)
 
@@ -244,8 +245,12 @@ def test_envelope_vanishes_with_its_derivatives_at_the_cutoff(p, smoothness):
 
 def test_envelope_of_two_derivatives_is_that_of_dimenet():
     x, p = np.linspace(0, 0.999, 50), 6
-    expected = (1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1)
-                - p * (p + 1) / 2 * x ** (p + 2))
+    expected = (
+        1
+        - (p + 1) * (p + 2) / 2 * x**p
+        + p * (p + 2) * x ** (p + 1)
+        - p * (p + 1) / 2 * x ** (p + 2)
+    )
     assert_allclose(envelope(jnp.asarray(x) * 5, 5.0, p=6), expected, atol=1e-13)
 
 

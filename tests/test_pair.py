@@ -17,8 +17,10 @@ from jaxmlip.models import ZBL, LennardJones, Morse
 def curve(model, distances, numbers):
     """Energies of two atoms at each distance."""
     apply = jax.jit(model.apply)
-    systems = [from_ase(Atoms(numbers, [[0, 0, 0], [0, 0, r]]), model.cutoff, capacity=1)
-               for r in distances]
+    systems = [
+        from_ase(Atoms(numbers, [[0, 0, 0], [0, 0, r]]), model.cutoff, capacity=1)
+        for r in distances
+    ]
     return np.array([apply({}, s)["energy"][0] for s in systems])
 
 
@@ -79,8 +81,12 @@ def test_zbl_has_the_published_screening():
     """Two carbon atoms at 0.5 Å, from the formula with a = 0.8854 bohr / (Z1^0.23 + Z2^0.23)."""
     a = 0.8854 * 0.529177 / (2 * 6**0.23)
     x = 0.5 / a
-    phi = (0.1818 * np.exp(-3.2 * x) + 0.5099 * np.exp(-0.9423 * x)
-           + 0.2802 * np.exp(-0.4028 * x) + 0.02817 * np.exp(-0.2016 * x))
+    phi = (
+        0.1818 * np.exp(-3.2 * x)
+        + 0.5099 * np.exp(-0.9423 * x)
+        + 0.2802 * np.exp(-0.4028 * x)
+        + 0.02817 * np.exp(-0.2016 * x)
+    )
     # the published coefficients are rounded to three to four digits
     assert_allclose(curve(ZBL(), [0.5], [6, 6]), 14.39964 * 36 / 0.5 * phi, rtol=1e-3)
 

@@ -131,8 +131,10 @@ def test_no_pair_is_missed_however_wide_the_skin():
     """Atoms come together from afar; a list made anew for every evaluation is the reference."""
     positions = np.random.default_rng(3).uniform(0, 5.5, (10, 3))
     start = from_ase(Atoms("Ar10", positions=positions), CUT.cutoff, capacity=9)
-    ends = [relax(CUT, PARAMS, start, skin=skin, steps=60, block=60)[0].positions
-            for skin in (0.0, 0.3, 2.0)]
+    ends = [
+        relax(CUT, PARAMS, start, skin=skin, steps=60, block=60)[0].positions
+        for skin in (0.0, 0.3, 2.0)
+    ]
     assert np.abs(ends[0] - positions).max() > 0.5
     assert_allclose(ends[1], ends[0], atol=1e-8)  # order of summation, grown over 60 steps
     assert_allclose(ends[2], ends[0], atol=1e-8)
@@ -173,8 +175,7 @@ def test_one_compilation_serves_all_steps_starts_and_params():
 
 def test_reports_come_between_blocks():
     seen = []
-    _, info = relax(OPEN, PARAMS, from_ase(icosahedron(), OPEN.cutoff), block=5,
-                    report=seen.append)
+    _, info = relax(OPEN, PARAMS, from_ase(icosahedron(), OPEN.cutoff), block=5, report=seen.append)
     lengths = np.diff([0] + [i.n_steps for i in seen])  # shorter where atoms leave the skin
     assert (lengths > 0).all() and lengths.max() == 5 and seen[-1] == info
     assert seen[-1].energy < seen[0].energy

@@ -132,13 +132,16 @@ class Events(list):
 
 # --- losses --------------------------------------------------------------------------------------
 
-TERMS = {"energy": Term(1.0, squared), "forces": Term(2.0, huber(0.1)),
-         "dipole": Term(0.5, squared)}
+TERMS = {
+    "energy": Term(1.0, squared),
+    "forces": Term(2.0, huber(0.1)),
+    "dipole": Term(0.5, squared),
+}
 
 
 def setup_toy(tmp_path, n=6):
     frames = frames_of(tmp_path, molecules(n))
-    bucket, = make_buckets(frames, n_buckets=1, max_atoms=40)
+    (bucket,) = make_buckets(frames, n_buckets=1, max_atoms=40)
     model = Toy(elements=(1, 8), dipole=True)
     system, labels = batch(frames, bucket, range(n))
     return frames, bucket, model, model.init(jax.random.key(0), system), system, labels
@@ -146,8 +149,9 @@ def setup_toy(tmp_path, n=6):
 
 def test_sums_of_a_batch_are_the_sums_of_its_frames(tmp_path):
     frames, bucket, model, params, system, labels = setup_toy(tmp_path)
-    sums = jax.jit(lambda s, l: loss(labelled_prediction(model.apply, TERMS)(params, s), l, s,
-                                     terms=TERMS))
+    sums = jax.jit(
+        lambda s, l: loss(labelled_prediction(model.apply, TERMS)(params, s), l, s, terms=TERMS)
+    )
     value, together = sums(system, labels)
     singly = None
     for i in range(len(frames)):
@@ -206,7 +210,7 @@ def make_step(model, **options):
 def test_one_frame_is_learnt_by_heart(tmp_path):
     frames = frames_of(tmp_path, molecules(1, stretch=0.2))
     frames[0][1]["energy"][:] = 1.5
-    bucket, = make_buckets(frames, n_buckets=1)
+    (bucket,) = make_buckets(frames, n_buckets=1)
     system, labels = batch(frames, bucket, [0])
     terms = {k: TERMS[k] for k in ("energy", "forces")}
     init, step = make_step(Toy(elements=(1, 8)), terms=terms)
@@ -220,8 +224,9 @@ def test_one_frame_is_learnt_by_heart(tmp_path):
 
 def test_one_compilation_a_bucket(tmp_path):
     rng = np.random.default_rng(0)
-    atoms = molecules(12) + [Atoms("H6", 0.9 * np.eye(6, 3) + rng.normal(size=(6, 3)))
-                             for _ in range(4)]
+    atoms = molecules(12) + [
+        Atoms("H6", 0.9 * np.eye(6, 3) + rng.normal(size=(6, 3))) for _ in range(4)
+    ]
     for a in atoms[12:]:
         a.info["REF_energy"] = -30.0
     frames = frames_of(tmp_path, atoms)
@@ -254,8 +259,9 @@ def test_the_first_average_is_the_parameters(tmp_path):
     _, _, model, _, system, labels = setup_toy(tmp_path)
     init, step = make_step(model)
     state, _ = step(init(jax.random.key(0), system), system, labels, np.float32(0.01))
-    for a, b in zip(jax.tree.leaves(averaged(state, ema=0.9)), jax.tree.leaves(state.params),
-                    strict=True):
+    for a, b in zip(
+        jax.tree.leaves(averaged(state, ema=0.9)), jax.tree.leaves(state.params), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -274,9 +280,13 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_uninterrupted_one(run, tmp_pat
     a, b = (read_state(saved_states(tmp_path / name)[0])[0] for name in ("whole", "out"))
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    lines = [[{k: v for k, v in json.loads(line).items() if k != "seconds"}
-              for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-             for name in ("whole", "out")]
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "out")
+    ]
     assert lines[0] == lines[1] and len(lines[0]) == 4
     assert not list((tmp_path / "out").glob("*.partial"))
 
@@ -294,7 +304,8 @@ def test_a_run_learns_and_its_model_can_be_loaded_and_evaluated(run, tmp_path):
     frames = read_labelled(tmp_path / "valid.extxyz", potential.cutoff)
     total = evaluate(potential, params, frames)  # float32 totals of 470 eV resolve 3e-5 eV
     assert total["energy_mae_meV_per_atom"] == pytest.approx(
-        report["energy_mae_meV_per_atom"], abs=0.1)
+        report["energy_mae_meV_per_atom"], abs=0.1
+    )
     assert card["fields"]["elements"] == [1, 8] and card["data"]["train"]["sha256"]
     again = Events()
     train(run, overrides={"epochs": 40}, progress=again)
@@ -360,19 +371,22 @@ def test_hours_end_a_run_before_its_epochs(run):
 # --- configuration -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("learning_rate: 0.01", "learning_rat: 0.01", r"run.yaml:6.*Did you mean 'learning_rate'"),
-    ("learning_rate: 0.01", "learning_rate: -1", r"run.yaml:6.*above 0"),
-    ("learning_rate: 0.01", "learning_rate: fast", r"run.yaml:6.*must be float"),
-    ("epochs: 4", "epochs: 4\nepochs: 5", "given twice"),
-    ("epochs: 4", "epochs: 4.5", r"run.yaml:9.*must be int"),
-    ("cutoff: 3.0", "cutoff: 0", "above 0 in Å"),
-    ("train.extxyz", "trian.extxyz", "no such file"),
-    ("dipole: 1.0", "function: hubert", "Did you mean 'huber'"),
-    ("Toy", "Tay", "Did you mean 'Toy'"),
-    ("cutoff: 3.0", "cutof: 3.0", r"run.yaml.*Did you mean 'cutoff'"),
-    ("cutoff: 3.0", "cutoff: 3.0, scale: large", "must be a number"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("learning_rate: 0.01", "learning_rat: 0.01", r"run.yaml:6.*Did you mean 'learning_rate'"),
+        ("learning_rate: 0.01", "learning_rate: -1", r"run.yaml:6.*above 0"),
+        ("learning_rate: 0.01", "learning_rate: fast", r"run.yaml:6.*must be float"),
+        ("epochs: 4", "epochs: 4\nepochs: 5", "given twice"),
+        ("epochs: 4", "epochs: 4.5", r"run.yaml:9.*must be int"),
+        ("cutoff: 3.0", "cutoff: 0", "above 0 in Å"),
+        ("train.extxyz", "trian.extxyz", "no such file"),
+        ("dipole: 1.0", "function: hubert", "Did you mean 'huber'"),
+        ("Toy", "Tay", "Did you mean 'Toy'"),
+        ("cutoff: 3.0", "cutof: 3.0", r"run.yaml.*Did you mean 'cutoff'"),
+        ("cutoff: 3.0", "cutoff: 3.0, scale: large", "must be a number"),
+    ],
+)
 def test_a_wrong_configuration_is_refused_with_its_line(run, old, new, message):
     run.write_text(CONFIG.replace(old, new))
     with pytest.raises(UsageError, match=message) as error:

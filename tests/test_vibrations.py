@@ -31,9 +31,32 @@ GASES = {
     "CH4": ([(2917, 1), (1534, 2), (3019, 3), (1306, 3)], 12, 186.25),
     "HCN": ([(3311, 1), (712, 2), (2097, 1)], 1, 201.83),
     "C2H2": ([(3374, 1), (1974, 1), (3289, 1), (612, 2), (730, 2)], 2, 200.93),
-    "C6H6": ([(3062, 1), (992, 1), (1326, 1), (673, 1), (3068, 1), (1010, 1), (995, 1), (703, 1),
-              (1310, 1), (1150, 1), (849, 2), (3063, 2), (1486, 2), (1038, 2), (3047, 2), (1596, 2),
-              (1178, 2), (606, 2), (975, 2), (410, 2)], 12, 269.20),
+    "C6H6": (
+        [
+            (3062, 1),
+            (992, 1),
+            (1326, 1),
+            (673, 1),
+            (3068, 1),
+            (1010, 1),
+            (995, 1),
+            (703, 1),
+            (1310, 1),
+            (1150, 1),
+            (849, 2),
+            (3063, 2),
+            (1486, 2),
+            (1038, 2),
+            (3047, 2),
+            (1596, 2),
+            (1178, 2),
+            (606, 2),
+            (975, 2),
+            (410, 2),
+        ],
+        12,
+        269.20,
+    ),
 }
 
 
@@ -139,12 +162,15 @@ def test_deuterium_lowers_frequencies_by_the_product_rule(water):
     atoms, hessian = water
     heavy = atoms.copy()
     heavy.set_masses([atoms.get_masses()[0], 2.0141, 2.0141])
-    light, deuterated = (normal_modes(hessian, a.get_masses(), a.positions).frequencies_cm1
-                         for a in (atoms, heavy))
+    light, deuterated = (
+        normal_modes(hessian, a.get_masses(), a.positions).frequencies_cm1 for a in (atoms, heavy)
+    )
     ratio = lambda f: np.prod(f(heavy) / f(atoms))
-    expected = (ratio(lambda a: a.get_masses()) ** -3
-                * ratio(lambda a: a.get_masses().sum()) ** 3
-                * ratio(lambda a: a.get_moments_of_inertia()))
+    expected = (
+        ratio(lambda a: a.get_masses()) ** -3
+        * ratio(lambda a: a.get_masses().sum()) ** 3
+        * ratio(lambda a: a.get_moments_of_inertia())
+    )
     assert_allclose(np.prod(deuterated / light) ** 2, expected, rtol=1e-10)
 
 
@@ -155,13 +181,15 @@ def test_an_atom_has_no_modes_and_a_crystal_loses_only_translations():
     hessian = springs(atoms.positions, [(0, 1), (0, 2), (1, 2)], [50.0, 50.0, 8.0])
     crystal = normal_modes(hessian, atoms.get_masses(), atoms.positions, pbc=(True, True, False))
     assert crystal.frequencies_cm1.shape == (6,)
-    assert normal_modes(hessian, atoms.get_masses(), atoms.positions,
-                        project=False).frequencies_cm1.shape == (9,)
+    assert normal_modes(
+        hessian, atoms.get_masses(), atoms.positions, project=False
+    ).frequencies_cm1.shape == (9,)
 
 
 def test_a_nearly_linear_molecule_is_linear_and_a_long_bent_one_is_not():
-    count = lambda p: normal_modes(np.zeros((len(p), 3, len(p), 3)), np.ones(len(p)),
-                                   p).frequencies_cm1.size
+    count = lambda p: (
+        normal_modes(np.zeros((len(p), 3, len(p), 3)), np.ones(len(p)), p).frequencies_cm1.size
+    )
     line = np.stack([1.3 * np.arange(60.0), np.zeros(60), np.zeros(60)], axis=1)
     line[30, 1] = 0.005  # Å, as a relaxation to fmax 1e-4 may leave it
     assert count(line) == 3 * 60 - 5
@@ -211,8 +239,9 @@ def test_one_debye_squared_per_angstrom_squared_amu_is_42_km_mol():
 
 def test_the_symmetric_stretch_of_a_centrosymmetric_molecule_is_dark():
     positions = 1.16 * np.array([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0]])
-    modes = normal_modes(springs(positions, [(0, 1), (1, 2)], [97.0, 97.0]), [16.0, 12, 16],
-                         positions)
+    modes = normal_modes(
+        springs(positions, [(0, 1), (1, 2)], [97.0, 97.0]), [16.0, 12, 16], positions
+    )
     born = np.array([-1.0, 2.0, -1.0])[:, None, None] * np.eye(3)
     dark, bright = intensities(born, modes)[-2:]
     assert dark < 1e-20 and bright > 100
@@ -233,16 +262,18 @@ def test_the_integral_of_a_spectrum_is_the_sum_of_the_intensities():
 @pytest.mark.parametrize("name", GASES)
 def test_entropies_of_gases_agree_with_experiment(name):
     atoms, frequencies, symmetry_number, experiment = gas(name)
-    gas_of = ideal_gas(frequencies, atoms.get_masses(), atoms.positions,
-                       symmetry_number=symmetry_number)
+    gas_of = ideal_gas(
+        frequencies, atoms.get_masses(), atoms.positions, symmetry_number=symmetry_number
+    )
     entropy = gas_of.entropy / units.kJ_mol * 1000
     assert_allclose(entropy, experiment, atol=0.3)  # J/mol/K: anharmonicity and geometry
 
 
 def test_water_vapour_has_the_heat_capacity_of_the_tables():
     atoms, frequencies, symmetry_number, _ = gas("H2O")
-    vapour = ideal_gas(frequencies, atoms.get_masses(), atoms.positions,
-                       symmetry_number=symmetry_number)
+    vapour = ideal_gas(
+        frequencies, atoms.get_masses(), atoms.positions, symmetry_number=symmetry_number
+    )
     assert_allclose(vapour.heat_capacity_p / units.kJ_mol * 1000, 33.59, atol=0.15)  # JANAF
     assert_allclose(vapour.zero_point_energy / units.invcm, 4504.0, rtol=1e-12)
 
@@ -250,15 +281,29 @@ def test_water_vapour_has_the_heat_capacity_of_the_tables():
 @pytest.mark.parametrize("name, geometry", [("H2O", "nonlinear"), ("CO2", "linear")])
 def test_free_energies_equal_those_of_ase(name, geometry):
     atoms, frequencies, symmetry_number, _ = gas(name)
-    ours = ideal_gas(frequencies, atoms.get_masses(), atoms.positions, temperature=500.0,
-                     pressure=2 * units.bar, symmetry_number=symmetry_number, spin=3,
-                     potential_energy=-1.5)
-    theirs = IdealGasThermo(np.array(frequencies) * units.invcm, geometry, potentialenergy=-1.5,
-                            atoms=atoms, symmetrynumber=symmetry_number, spin=1)
+    ours = ideal_gas(
+        frequencies,
+        atoms.get_masses(),
+        atoms.positions,
+        temperature=500.0,
+        pressure=2 * units.bar,
+        symmetry_number=symmetry_number,
+        spin=3,
+        potential_energy=-1.5,
+    )
+    theirs = IdealGasThermo(
+        np.array(frequencies) * units.invcm,
+        geometry,
+        potentialenergy=-1.5,
+        atoms=atoms,
+        symmetrynumber=symmetry_number,
+        spin=1,
+    )
     assert_allclose(ours.enthalpy, theirs.get_enthalpy(500.0, verbose=False), atol=1e-9)
     # ASE uses CODATA constants of another year in its entropy: relative 1e-6 of 1 eV
-    assert_allclose(ours.gibbs_energy, theirs.get_gibbs_energy(500.0, 2e5, verbose=False),
-                    atol=2e-6)
+    assert_allclose(
+        ours.gibbs_energy, theirs.get_gibbs_energy(500.0, 2e5, verbose=False), atol=2e-6
+    )
 
 
 def test_an_atom_has_only_translation():
@@ -292,8 +337,9 @@ def test_a_damped_rotor_ends_as_a_free_rotor_and_leaves_stiff_modes():
     states = np.sqrt(8 * np.pi**3 * 1e-44 * boltzmann * 300) / planck
     free = units.kB * (0.5 + np.log(states))
     assert_allclose(rotor([1e-6], 300.0).entropy, free, rtol=1e-5)  # digits of 602.2 amu Å²
-    assert_allclose(rotor([1500.0], 300.0).entropy, harmonic([1500.0], 300.0).entropy,
-                    atol=1e-4 * units.kB * 5)  # weight (100/1500)^4 = 2e-5 of about 4 k
+    assert_allclose(
+        rotor([1500.0], 300.0).entropy, harmonic([1500.0], 300.0).entropy, atol=1e-4 * units.kB * 5
+    )  # weight (100/1500)^4 = 2e-5 of about 4 k
     assert rotor([20.0], 300.0).energy == harmonic([20.0], 300.0).energy
 
 
@@ -330,7 +376,8 @@ def test_labels_name_the_atoms_and_bonds_that_move(water):
     names = [label(v, masses, atoms.positions, symbols, [(0, 1), (0, 2)]) for v in modes.vectors]
     assert names == ["H1 H2", "O0-H1 O0-H2 stretch", "O0-H1 O0-H2 stretch"]
     chlorine = Atoms("HCl", positions=[[0, 0, 0], [0, 0, 1.27]])
-    one = normal_modes(springs(chlorine.positions, [(0, 1)], [30.0]), chlorine.get_masses(),
-                       chlorine.positions)
+    one = normal_modes(
+        springs(chlorine.positions, [(0, 1)], [30.0]), chlorine.get_masses(), chlorine.positions
+    )
     assert moving_atoms(one.vectors[0], ["H", "Cl"]) == "H0"
     assert moving_atoms(np.ones((8, 3)), ["H"] * 6 + ["C"] * 2) == "6 H, 2 C"

@@ -31,7 +31,7 @@ LIMITS = [
 def packaged_card(card, accuracy):
     """The card with held-out accuracy and limits instead of the validation figures."""
     figures = accuracy["held_out_structures"] | accuracy["vibrations"]
-    return {k: v for k, v in card.items() if k not in ("format", "sha256", "epoch")} | {
+    return {k: v for k, v in card.items() if k not in ("format", "sha256", "card_sha256")} | {
         "accuracy": {f"held_out_{k}": v for k, v in figures.items()},
         "limits": LIMITS,
     }
@@ -81,7 +81,7 @@ def markdown(card, params):
         "## Data and training",
         "",
         "`examples/organic/make_data.py` makes the data, `examples/organic/train.yaml` is the "
-        "training run.",
+        f"training run; these weights are of its epoch {card['epoch']}.",
         *(f"SHA-256 of `{d['file']}`: `{d['sha256']}`." for d in card["data"].values()),
         "",
     ]

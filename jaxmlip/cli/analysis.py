@@ -31,8 +31,9 @@ class Vibrations:
         return float(np.linalg.norm(self.forces, axis=1).max())
 
 
-def vibrations(atoms, model: Opened, output: Output, *, relax: bool, fmax: float, steps: int,
-               method: str) -> Vibrations:
+def vibrations(
+    atoms, model: Opened, output: Output, *, relax: bool, fmax: float, steps: int, method: str
+) -> Vibrations:
     """Relaxes (unless told not to), then takes all second derivatives at once."""
     from jaxmlip.interfaces.ase import from_ase
 
@@ -59,17 +60,28 @@ def relaxed(system, model: Opened, *, fmax: float, steps: int, method: str, fixe
 
     with task("relaxing") as tell:
         system, info = md.relax(
-            model.potential, model.params, system, fmax=fmax, steps=steps, fixed=fixed,
-            method=getattr(md, method)(), skin=SKIN,
-            report=lambda info: tell(f"{info.n_steps} steps, fmax {info.fmax:.2e} eV/Å"))
+            model.potential,
+            model.params,
+            system,
+            fmax=fmax,
+            steps=steps,
+            fixed=fixed,
+            method=getattr(md, method)(),
+            skin=SKIN,
+            report=lambda info: tell(f"{info.n_steps} steps, fmax {info.fmax:.2e} eV/Å"),
+        )
     return system, info
 
 
 def _check_converged(info):
     if not info.converged:
-        raise NumericalError(f"not relaxed: {info.reason}", where="relax", code="JM304",
-                             fix="more --steps, a larger --fmax, or --method fire; --no-relax "
-                                 "takes the modes of the structure as it is")
+        raise NumericalError(
+            f"not relaxed: {info.reason}",
+            where="relax",
+            code="JM304",
+            fix="more --steps, a larger --fmax, or --method fire; --no-relax "
+            "takes the modes of the structure as it is",
+        )
 
 
 def _second_derivatives(system, model):
@@ -103,17 +115,26 @@ def _analysed(atoms, out, n_steps, output) -> Vibrations:
         raise NumericalError("the energy is not finite", where=str(atoms.symbols), code="JM303")
     modes = normal_modes(out["hessian"], atoms.get_masses(), atoms.positions, pbc=atoms.pbc)
     found = Vibrations(
-        atoms=atoms, energy=float(out["energy"][0]), forces=out["forces"],
-        dipole=out["dipole"][0] if "dipole" in out else None, charges=out.get("charges"),
-        born_charges=out.get("born_charges"), modes=modes, moves=_moves(atoms, modes),
-        relax_steps=n_steps)
+        atoms=atoms,
+        energy=float(out["energy"][0]),
+        forces=out["forces"],
+        dipole=out["dipole"][0] if "dipole" in out else None,
+        charges=out.get("charges"),
+        born_charges=out.get("born_charges"),
+        modes=modes,
+        moves=_moves(atoms, modes),
+        relax_steps=n_steps,
+    )
     if found.fmax > SOFT:
-        output.warn(f"forces of up to {found.fmax:.3g} eV/Å: harmonic modes away from a minimum "
-                    "mean little")
+        output.warn(
+            f"forces of up to {found.fmax:.3g} eV/Å: harmonic modes away from a minimum mean little"
+        )
     if modes.n_imaginary:
-        output.warn(f"{modes.n_imaginary} imaginary mode(s), shown as negative numbers: this is "
-                    "not a minimum. Move the atoms along the mode (`jaxmlip modes --animate`) and "
-                    "relax again")
+        output.warn(
+            f"{modes.n_imaginary} imaginary mode(s), shown as negative numbers: this is "
+            "not a minimum. Move the atoms along the mode (`jaxmlip modes --animate`) and "
+            "relax again"
+        )
     return found
 
 
@@ -121,8 +142,10 @@ def _moves(atoms, modes):
     from jaxmlip.vibrations import label
 
     bonds = bonds_of(atoms) if not atoms.pbc.any() else ()
-    return [label(v, atoms.get_masses(), atoms.positions, atoms.get_chemical_symbols(), bonds)
-            for v in modes.vectors]
+    return [
+        label(v, atoms.get_masses(), atoms.positions, atoms.get_chemical_symbols(), bonds)
+        for v in modes.vectors
+    ]
 
 
 def bonds_of(atoms):
@@ -150,12 +173,21 @@ def results_of(found: Vibrations, model: Opened, *, source: str, command: str) -
     atoms, modes = found.atoms, found.modes
     real = modes.frequencies_cm1[modes.frequencies_cm1 > 0]
     return {
-        "command": command, "structure": source, "formula": atoms.get_chemical_formula(),
-        **model.summary, **versions(), **geometry(atoms), "masses_amu": atoms.get_masses(),
-        "energy_eV": found.energy, "forces_eV_per_A": found.forces,
-        "fmax_eV_per_A": found.fmax, "relax_steps": found.relax_steps,
-        "zpe_eV": zero_point_energy(real), "n_imaginary": modes.n_imaginary,
-        "frequencies_cm1": modes.frequencies_cm1, "moves": found.moves,
+        "command": command,
+        "structure": source,
+        "formula": atoms.get_chemical_formula(),
+        **model.summary,
+        **versions(),
+        **geometry(atoms),
+        "masses_amu": atoms.get_masses(),
+        "energy_eV": found.energy,
+        "forces_eV_per_A": found.forces,
+        "fmax_eV_per_A": found.fmax,
+        "relax_steps": found.relax_steps,
+        "zpe_eV": zero_point_energy(real),
+        "n_imaginary": modes.n_imaginary,
+        "frequencies_cm1": modes.frequencies_cm1,
+        "moves": found.moves,
         "reduced_masses_amu": modes.reduced_masses,
         "force_constants_eV_per_A2": modes.force_constants,
         "displacements_per_sqrt_amu": modes.displacements,
@@ -166,22 +198,36 @@ def results_of(found: Vibrations, model: Opened, *, source: str, command: str) -
 
 def geometry(atoms) -> dict:
     """Atoms as JSON."""
-    out = {"n_atoms": len(atoms), "symbols": atoms.get_chemical_symbols(),
-           "numbers": atoms.numbers, "positions_A": atoms.positions, "pbc": atoms.pbc,
-           "charge_e": atoms.info.get("charge", 0.0),
-           "spin_multiplicity": atoms.info.get("spin", 1)}
+    out = {
+        "n_atoms": len(atoms),
+        "symbols": atoms.get_chemical_symbols(),
+        "numbers": atoms.numbers,
+        "positions_A": atoms.positions,
+        "pbc": atoms.pbc,
+        "charge_e": atoms.info.get("charge", 0.0),
+        "spin_multiplicity": atoms.info.get("spin", 1),
+    }
     return out | ({"cell_A": atoms.cell.array} if atoms.pbc.any() else {})
 
 
 def check_molecule(atoms, what: str, source: str) -> None:
     """Raises `DataError` for a periodic structure."""
     if atoms.pbc.any():
-        raise DataError(f"{what} is for molecules; this structure is periodic along "
-                        f"{int(atoms.pbc.sum())} axes", where=source, code="JM214",
-                        fix="set pbc to False if it is a molecule in a box")
+        raise DataError(
+            f"{what} is for molecules; this structure is periodic along "
+            f"{int(atoms.pbc.sum())} axes",
+            where=source,
+            code="JM214",
+            fix="set pbc to False if it is a molecule in a box",
+        )
 
 
 def with_energies(found: Vibrations):
     """The relaxed structure with energy, forces, dipole and charges."""
-    return with_results(found.atoms, energy=found.energy, forces=found.forces,
-                        dipole=found.dipole, charges=found.charges)
+    return with_results(
+        found.atoms,
+        energy=found.energy,
+        forces=found.forces,
+        dipole=found.dipole,
+        charges=found.charges,
+    )

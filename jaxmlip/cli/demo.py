@@ -31,11 +31,19 @@ def demo(
     from jaxmlip.cli import session
 
     file = str(out / "ethanol.xyz")
-    output = plan(file, ["ir.png", "relaxed.xyz"], out=out, json_file=json, overwrite=overwrite,
-                  default_json="ir.json")
+    output = plan(
+        file,
+        ["ir.png", "relaxed.xyz"],
+        out=out,
+        json_file=json,
+        overwrite=overwrite,
+        default_json="ir.json",
+    )
     session.start(x64=True)
     opened = session.open_model(model, dtype, needs_dipole=True)
     write_text(Path(file), ETHANOL)
     ir.run(file, opened, output)
-    note(f"look at {output.paths['ir.png']}; next: jaxmlip ir YOUR.xyz, jaxmlip modes YOUR.xyz, "
-         "jaxmlip models show")
+    note(
+        f"look at {output.paths['ir.png']}; next: jaxmlip ir YOUR.xyz, jaxmlip modes YOUR.xyz, "
+        "jaxmlip models show"
+    )

@@ -21,9 +21,16 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(
-        "--model", "-m", metavar="NAME|PATH", help="The potential that is put to the test; "
-        "default organic, and a Morse potential if that is not there.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|PATH",
+            help="The potential that is put to the test; "
+            "default organic, and a Morse potential if that is not there.",
+        ),
+    ] = None,
     json: options.Json = None,
     overwrite: options.Overwrite = False,
 ):
@@ -41,16 +48,27 @@ def doctor(
     rows += [("", f"  fix for {f.name}", f.fix) for f in findings if f.fix]
     output.console.print(table({"": "left", "check": "left", "found": "left"}, rows))
     failed = [f.name for f in findings if f.verdict == "FAIL"]
-    output.finish({"command": "doctor", **session.versions(), "ok": not failed, "failed": failed,
-                   "checks": [f._asdict() for f in findings]})
+    output.finish(
+        {
+            "command": "doctor",
+            **session.versions(),
+            "ok": not failed,
+            "failed": failed,
+            "checks": [f._asdict() for f in findings],
+        }
+    )
     if failed:
         raise typer.Exit(1)
 
 
 def _judged(name, error, limit, unit, fix) -> Finding:
     good = error <= limit  # NaN is not
-    return Finding(name, "OK" if good else "FAIL", f"{error:.1e} {unit} (limit {limit:.0e})",
-                   "" if good else fix)
+    return Finding(
+        name,
+        "OK" if good else "FAIL",
+        f"{error:.1e} {unit} (limit {limit:.0e})",
+        "" if good else fix,
+    )
 
 
 # --- the installation ----------------------------------------------------------------------------
@@ -62,8 +80,12 @@ def _jax_version() -> Finding:
     found = versions()
     text = ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in found.items())
     if found["jax_version"] in MISCOMPILES:
-        return Finding("versions", "FAIL", text, "this jax gives wrong numbers on CPU: "
-                       "pip install 'jax!=0.10.2'")
+        return Finding(
+            "versions",
+            "FAIL",
+            text,
+            "this jax gives wrong numbers on CPU: pip install 'jax!=0.10.2'",
+        )
     return Finding("versions", "OK", text)
 
 
@@ -74,8 +96,13 @@ def _devices() -> Finding:
 
     text = ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices())
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        return Finding("devices", "WARN", text, "there is a GPU that JAX does not use: "
-                       "pip install 'jaxmlip[cuda12]' or 'jaxmlip[cuda13]'")
+        return Finding(
+            "devices",
+            "WARN",
+            text,
+            "there is a GPU that JAX does not use: "
+            "pip install 'jaxmlip[cuda12]' or 'jaxmlip[cuda13]'",
+        )
     return Finding("devices", "OK", text)
 
 
@@ -84,8 +111,9 @@ def _double() -> Finding:
 
     dtype = jnp.ones(1, "float64").dtype
     good = dtype == "float64"
-    return Finding("float64", "OK" if good else "FAIL", str(dtype),
-                   "" if good else "unset JAX_ENABLE_X64=0")
+    return Finding(
+        "float64", "OK" if good else "FAIL", str(dtype), "" if good else "unset JAX_ENABLE_X64=0"
+    )
 
 
 def _products() -> Finding:
@@ -104,8 +132,13 @@ def _cache() -> Finding:
 
     folder = cache_folder()
     if folder is None:
-        return Finding("compilation cache", "WARN", "none", "make ~/.cache writable for you "
-                       "alone, or set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR")
+        return Finding(
+            "compilation cache",
+            "WARN",
+            "none",
+            "make ~/.cache writable for you "
+            "alone, or set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR",
+        )
     size = sum(p.stat().st_size for p in folder.glob("*") if p.is_file())
     return Finding("compilation cache", "OK", f"{folder} ({size / 1e6:.0f} MB)")
 
@@ -142,11 +175,21 @@ def _numbers(name) -> list[Finding]:
     wrong = "the numbers of this installation cannot be trusted: report it"
     return [
         found,
-        _judged("forces against differences", _difference(slope, params, system, gradient), FORCE,
-                "eV/Å", wrong),
+        _judged(
+            "forces against differences",
+            _difference(slope, params, system, gradient),
+            FORCE,
+            "eV/Å",
+            wrong,
+        ),
         _judged("turned molecule", _turned(slope, params, system, energy), ROTATION, "eV", wrong),
-        _judged("float32 against float64", float(abs(rough - gradient).max()),
-                SINGLE * max(1.0, float(abs(gradient).max())), "eV/Å", "use --dtype float64"),
+        _judged(
+            "float32 against float64",
+            float(abs(rough - gradient).max()),
+            SINGLE * max(1.0, float(abs(gradient).max())),
+            "eV/Å",
+            "use --dtype float64",
+        ),
     ]
 
 
@@ -160,12 +203,25 @@ def _potential(name):
         from jaxmlip.models import Morse
 
         potential = Morse(elements=(1, 6, 8), depth=4.0, a=2.0, r0=1.2, cutoff=4.0)
-        return (Finding("model", "WARN", "Morse instead of 'organic'", "reinstall jaxmlip: its "
-                        "packaged potential is missing"), potential, {}, read_structure("ethanol"))
+        return (
+            Finding(
+                "model",
+                "WARN",
+                "Morse instead of 'organic'",
+                "reinstall jaxmlip: its packaged potential is missing",
+            ),
+            potential,
+            {},
+            read_structure("ethanol"),
+        )
     path = pretrained.path_of(name or "organic")
     potential, params, card = checkpoint.load(path)
-    return (Finding("model", "OK", f"{name or 'organic'}, sha256 {card['sha256'][:16]}..."),
-            potential, params, _molecule(card))
+    return (
+        Finding("model", "OK", f"{name or 'organic'}, sha256 {card['sha256'][:16]}..."),
+        potential,
+        params,
+        _molecule(card),
+    )
 
 
 def _molecule(card):

@@ -11,19 +11,37 @@ from jaxmlip.errors import UsageError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(
-        metavar="MODEL", show_default=False,
-        help="A packaged potential (see `jaxmlip models list`) or a .safetensors file.")],
-    file: Annotated[str, typer.Argument(
-        metavar="FILE", show_default=False,
-        help="Labelled structures, extended XYZ: REF_energy (eV), REF_forces (eV/Å) ...")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A packaged potential (see `jaxmlip models list`) or a .safetensors file.",
+        ),
+    ],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="Labelled structures, extended XYZ: REF_energy (eV), REF_forces (eV/Å) ...",
+        ),
+    ],
     json: options.Json = None,
     overwrite: options.Overwrite = False,
-    key: Annotated[list[str] | None, typer.Option(
-        metavar="LABEL=KEY", help="Where a label is in the file, such as energy=dft_energy; may "
-        "be repeated.")] = None,
-    label: Annotated[list[str] | None, typer.Option(
-        help="What to compare; default all that file and model have. May be repeated.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=KEY",
+            help="Where a label is in the file, such as energy=dft_energy; may be repeated.",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to compare; default all that file and model have. May be repeated."
+        ),
+    ] = None,
     batch_atoms: Annotated[int, typer.Option(min=1, help="Atoms computed at once.")] = 512,
     dtype: options.Precision = Dtype.float32,
 ):
@@ -39,8 +57,9 @@ def evaluate(
         found = _compared(file, opened, keys=keys, labels=label, batch_atoms=batch_atoms)
         tell(f"{found['n_frames']} structures, {found['n_atoms']} atoms")
     output.console.print(_table(found))
-    output.finish({"command": "evaluate", "structure": file, **opened.summary,
-                   **session.versions(), **found})
+    output.finish(
+        {"command": "evaluate", "structure": file, **opened.summary, **session.versions(), **found}
+    )
 
 
 def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
@@ -52,23 +71,34 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
     from jaxmlip.train.accuracy import evaluate
 
     card = model.card
-    frames = read_labelled(file, card["cutoff"], keys=keys, needed=labels or (),
-                           dtype=np.dtype(model.dtype))
+    frames = read_labelled(
+        file, card["cutoff"], keys=keys, needed=labels or (), dtype=np.dtype(model.dtype)
+    )
     for i, (system, _) in enumerate(frames):
-        check_elements(system.numbers, card["elements"], model=model.name,
-                       where=f"{file} frame {i}")
+        check_elements(
+            system.numbers, card["elements"], model=model.name, where=f"{file} frame {i}"
+        )
     reference = {int(z): float(e) for z, e in (card.get("reference_energies") or {}).items()}
     bare = checkpoint.potential_of(card | {"reference_energies": {}})
-    return evaluate(bare, model.params, frames, labels=labels, reference_energies=reference,
-                    batch_atoms=batch_atoms)
+    return evaluate(
+        bare,
+        model.params,
+        frames,
+        labels=labels,
+        reference_energies=reference,
+        batch_atoms=batch_atoms,
+    )
 
 
 def _keys(pairs) -> dict:
     found = dict(pair.partition("=")[::2] for pair in pairs)
     for name, value in found.items():
         if not value:
-            raise UsageError(f"'{name}' is not LABEL=KEY", where="--key",
-                             fix="for example --key energy=dft_energy")
+            raise UsageError(
+                f"'{name}' is not LABEL=KEY",
+                where="--key",
+                fix="for example --key energy=dft_energy",
+            )
     return found
 
 
@@ -80,9 +110,10 @@ def _table(found):
             if middle:
                 unit = _unit(unit)
                 rows.setdefault((what, unit), {})[kind] = f"{value:.4g}"
-    return table({"label": "left", "MAE": "right", "RMSE": "right", "unit": "left"},
-                 [(what, e.get("mae", "-"), e.get("rmse", "-"), unit)
-                  for (what, unit), e in rows.items()])
+    return table(
+        {"label": "left", "MAE": "right", "RMSE": "right", "unit": "left"},
+        [(what, e.get("mae", "-"), e.get("rmse", "-"), unit) for (what, unit), e in rows.items()],
+    )
 
 
 def _unit(name) -> str:

@@ -21,8 +21,9 @@ def ir(
     fmax: options.Fmax = 1e-4,
     steps: options.Steps = 2000,
     method: options.Minimizer = Method.lbfgs,
-    width: Annotated[float, typer.Option(help="Full width of the lines at half maximum, cm⁻¹.")]
-    = 15.0,
+    width: Annotated[
+        float, typer.Option(help="Full width of the lines at half maximum, cm⁻¹.")
+    ] = 15.0,
     csv: Annotated[bool, typer.Option("--csv", help="Write the curve as a table, too.")] = False,
     dtype: options.Precision = Dtype.float64,
 ):
@@ -34,17 +35,37 @@ def ir(
     from jaxmlip.cli import session
 
     suffixes = ["ir.png", "relaxed.xyz", *(["ir.csv"] if csv else [])]
-    output = plan(file, suffixes, out=out, json_file=json, overwrite=overwrite,
-                  default_json="ir.json")
+    output = plan(
+        file, suffixes, out=out, json_file=json, overwrite=overwrite, default_json="ir.json"
+    )
     session.positive(width=width, fmax=fmax)
     session.start(x64=True)
     opened = session.open_model(model, dtype, needs_dipole=True)
-    run(file, opened, output, frame=frame, relax=relax, fmax=fmax, steps=steps, method=method,
-        width=width)
+    run(
+        file,
+        opened,
+        output,
+        frame=frame,
+        relax=relax,
+        fmax=fmax,
+        steps=steps,
+        method=method,
+        width=width,
+    )
 
 
-def run(file, model, output: Output, *, frame=-1, relax=True, fmax=1e-4, steps=2000,
-        method=Method.lbfgs, width=15.0) -> None:
+def run(
+    file,
+    model,
+    output: Output,
+    *,
+    frame=-1,
+    relax=True,
+    fmax=1e-4,
+    steps=2000,
+    method=Method.lbfgs,
+    width=15.0,
+) -> None:
     """From the structure to the files."""
     from jaxmlip.cli import analysis, session
     from jaxmlip.vibrations import intensities
@@ -52,15 +73,20 @@ def run(file, model, output: Output, *, frame=-1, relax=True, fmax=1e-4, steps=2
 
     atoms = session.read(file, model, output, frame=frame)
     analysis.check_molecule(atoms, "ir", file)
-    found = analysis.vibrations(atoms, model, output, relax=relax, fmax=fmax, steps=steps,
-                                method=method)
+    found = analysis.vibrations(
+        atoms, model, output, relax=relax, fmax=fmax, steps=steps, method=method
+    )
     strengths = intensities(found.born_charges, found.modes)
     output.console.print(table_of(found, strengths))
     results = analysis.results_of(found, model, source=file, command="ir") | {
-        "relaxed": relax, "intensities_km_mol": strengths, "dipole_eA": found.dipole,
-        "charges_e": found.charges, "born_charges_e": found.born_charges,
-        "born_charge_sum_error_e": charge_sum_error(found.born_charges,
-                                                    atoms.info.get("charge", 0.0)),
+        "relaxed": relax,
+        "intensities_km_mol": strengths,
+        "dipole_eA": found.dipole,
+        "charges_e": found.charges,
+        "born_charges_e": found.born_charges,
+        "born_charge_sum_error_e": charge_sum_error(
+            found.born_charges, atoms.info.get("charge", 0.0)
+        ),
         "width_cm1": width,
     }
     _write(found, strengths, output, model, width=width)
@@ -70,11 +96,17 @@ def run(file, model, output: Output, *, frame=-1, relax=True, fmax=1e-4, steps=2
 def table_of(found, strengths):
     """Mode, cm⁻¹, km/mol, and what moves."""
     frequencies = found.modes.frequencies_cm1
-    rows = [(str(i), f"{f:.1f}", f"{s:.1f}", moves) for i, (f, s, moves) in
-            enumerate(zip(frequencies, strengths, found.moves, strict=True))]
+    rows = [
+        (str(i), f"{f:.1f}", f"{s:.1f}", moves)
+        for i, (f, s, moves) in enumerate(zip(frequencies, strengths, found.moves, strict=True))
+    ]
     columns = {"mode": "right", "cm⁻¹": "right", "km/mol": "right", "what moves": "left"}
-    return table(columns, rows, title=f"{found.atoms.get_chemical_formula()}   "
-                 f"E {found.energy:.4f} eV   dipole {_length(found.dipole):.3f} e Å")
+    return table(
+        columns,
+        rows,
+        title=f"{found.atoms.get_chemical_formula()}   "
+        f"E {found.energy:.4f} eV   dipole {_length(found.dipole):.3f} e Å",
+    )
 
 
 def _length(vector):
@@ -86,8 +118,10 @@ def _write(found, strengths, output, model, *, width):
 
     frequencies, paths = found.modes.frequencies_cm1, output.paths
     title = f"{found.atoms.get_chemical_formula()}   {model.card.get('name') or model.name}"
-    write(paths["ir.png"], lambda partial: plot.infrared(
-        partial, frequencies, strengths, width=width, title=title))
+    write(
+        paths["ir.png"],
+        lambda partial: plot.infrared(partial, frequencies, strengths, width=width, title=title),
+    )
     write_extxyz(paths["relaxed.xyz"], analysis.with_energies(found))
     if "ir.csv" in paths:
         write_text(paths["ir.csv"], _curve(frequencies, strengths, width))
@@ -96,6 +130,7 @@ def _write(found, strengths, output, model, *, width):
 def _curve(frequencies, strengths, width) -> str:
     from jaxmlip.cli.plot import curve
 
-    lines = [f"{x:.1f},{y:.6g}" for x, y in zip(*curve(frequencies, strengths, width=width),
-                                                strict=True)]
+    lines = [
+        f"{x:.1f},{y:.6g}" for x, y in zip(*curve(frequencies, strengths, width=width), strict=True)
+    ]
     return "\n".join(["wavenumber_cm1,molar_absorption_L_per_mol_cm", *lines]) + "\n"

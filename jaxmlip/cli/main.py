@@ -26,20 +26,34 @@ from jaxmlip.cli import (
 )
 from jaxmlip.errors import JaxmlipError
 
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-                errno.ENOENT, errno.EISDIR)
+NOT_WRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EISDIR,
+)
 
-app = typer.Typer(name="jaxmlip", no_args_is_help=False, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  epilog="--debug, anywhere on the line, shows where an error came from.")
+app = typer.Typer(
+    name="jaxmlip",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="--debug, anywhere on the line, shows where an error came from.",
+)
 for room in (ir, modes, singlepoint, relax, train, evaluate, doctor, demo):
     app.command()(getattr(room, room.__name__.rpartition(".")[2]))
 app.add_typer(models.app, name="models")
 
 
 @app.callback(invoke_without_command=True)
-def entry(context: typer.Context,
-          version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False):
+def entry(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+):
     """Differentiable atomistic modelling: spectra, modes and relaxations of your structures."""
     if version:
         from jaxmlip import __version__
@@ -90,5 +104,7 @@ def _explained(error: Exception, arguments) -> tuple[str, int]:
         fix = "a smaller structure" if out_of_memory else "another folder, or more room"
         return f"JM401 {what}\n  fix: {fix}", 5
     first = (str(error).splitlines() or [""])[0]
-    return (f"unexpected {type(error).__name__}: {first}\n  fix: this is a bug; please report it "
-            f"with the output of `jaxmlip {' '.join(arguments)} --debug` and `jaxmlip doctor`"), 1
+    return (
+        f"unexpected {type(error).__name__}: {first}\n  fix: this is a bug; please report it "
+        f"with the output of `jaxmlip {' '.join(arguments)} --debug` and `jaxmlip doctor`"
+    ), 1

@@ -7,8 +7,9 @@ import typer
 from jaxmlip.cli import options
 from jaxmlip.cli.output import note, plan, table
 
-app = typer.Typer(help="Packaged potentials: list them, show the card of one.",
-                  no_args_is_help=False)
+app = typer.Typer(
+    help="Packaged potentials: list them, show the card of one.", no_args_is_help=False
+)
 
 
 @app.command("list")
@@ -18,20 +19,45 @@ def list_models(json: options.Json = None, overwrite: options.Overwrite = False)
 
     output = plan("models", [], json_file=json, overwrite=overwrite)
     cards = {name: pretrained.card(name) for name in pretrained.names()}
-    rows = [(name, _elements(card), card["architecture"], f"{card['cutoff']:g}",
-             str(card.get("level_of_theory", "-"))) for name, card in cards.items()]
-    output.console.print(table({"name": "left", "elements": "left", "architecture": "left",
-                                "cutoff (Å)": "right", "level of theory": "left"}, rows))
+    rows = [
+        (
+            name,
+            _elements(card),
+            card["architecture"],
+            f"{card['cutoff']:g}",
+            str(card.get("level_of_theory", "-")),
+        )
+        for name, card in cards.items()
+    ]
+    output.console.print(
+        table(
+            {
+                "name": "left",
+                "elements": "left",
+                "architecture": "left",
+                "cutoff (Å)": "right",
+                "level of theory": "left",
+            },
+            rows,
+        )
+    )
     if not cards:
         note("there is no packaged potential in this installation")
-    output.finish({"command": "models list", "models": list(cards),
-                   "model_sha256": [card["sha256"] for card in cards.values()]})
+    output.finish(
+        {
+            "command": "models list",
+            "models": list(cards),
+            "model_sha256": [card["sha256"] for card in cards.values()],
+        }
+    )
 
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(
-        metavar="NAME|PATH", help="A packaged potential or a .safetensors file.")] = "organic",
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PATH", help="A packaged potential or a .safetensors file."),
+    ] = "organic",
     json: options.Json = None,
     overwrite: options.Overwrite = False,
 ):
@@ -46,9 +72,17 @@ def show(
     rows = [("elements", _elements(card)), ("parameters", f"{n_parameters}")]
     rows += [row for key, value in card.items() if key != "elements" for row in _rows(key, value)]
     output.console.print(table({"card": "left", "": "left"}, rows, title=str(model)))
-    output.finish({"command": "models show", "model": str(model), "model_sha256": card["sha256"],
-                   "path": str(path), "n_parameters": n_parameters,
-                   "cutoff_A": card["cutoff"], "card": card})
+    output.finish(
+        {
+            "command": "models show",
+            "model": str(model),
+            "model_sha256": card["sha256"],
+            "path": str(path),
+            "n_parameters": n_parameters,
+            "cutoff_A": card["cutoff"],
+            "card": card,
+        }
+    )
 
 
 def _elements(card) -> str:

@@ -17,23 +17,44 @@ class Method(StrEnum):
     fire = "fire"
 
 
-File = Annotated[str, typer.Argument(
-    metavar="FILE", show_default=False,
-    help="A structure (xyz, extxyz, cif, POSCAR ...; Å) or a molecule by name, such as H2O.")]
+File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="A structure (xyz, extxyz, cif, POSCAR ...; Å) or a molecule by name, such as H2O.",
+    ),
+]
 Frame = Annotated[int, typer.Option(help="Which structure of a file of many; -1 is the last.")]
-Model = Annotated[str, typer.Option(
-    "--model", "-m", metavar="NAME|PATH",
-    help="A packaged potential (see `jaxmlip models list`) or a .safetensors file.")]
-Json = Annotated[str | None, typer.Option(
-    "--json", metavar="FILE|-", help="Where the results go as JSON; - is standard output, and "
-    "tables then go to standard error.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="A packaged potential (see `jaxmlip models list`) or a .safetensors file.",
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE|-",
+        help="Where the results go as JSON; - is standard output, and "
+        "tables then go to standard error.",
+    ),
+]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the calculation.")]
-Out = Annotated[Path, typer.Option(
-    "--out", "-o", metavar="DIR", help="Folder for the files that are written.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the files that are written.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
-Fmax = Annotated[float, typer.Option(
-    min=0, help="Relax until no atom feels more than this force, eV/Å.")]
+Fmax = Annotated[
+    float, typer.Option(min=0, help="Relax until no atom feels more than this force, eV/Å.")
+]
 Steps = Annotated[int, typer.Option(min=1, help="Most evaluations of energy and forces.")]
 Minimizer = Annotated[Method, typer.Option("--method", help="How to relax.")]
-Relax = Annotated[bool, typer.Option(
-    "--relax/--no-relax", help="Relax first: harmonic modes are those of a minimum.")]
+Relax = Annotated[
+    bool,
+    typer.Option("--relax/--no-relax", help="Relax first: harmonic modes are those of a minimum."),
+]

@@ -54,8 +54,15 @@ class Output:
             note("written: " + ", ".join(map(str, written)))
 
 
-def plan(source: str, suffixes, *, out: Path = Path("."), json_file: str | None,
-         overwrite: bool, default_json: str | None = None) -> Output:
+def plan(
+    source: str,
+    suffixes,
+    *,
+    out: Path = Path("."),
+    json_file: str | None,
+    overwrite: bool,
+    default_json: str | None = None,
+) -> Output:
     """Names the files `<source>_<suffix>` and sees now that they can be written.
 
     default_json: the suffix of the JSON where the user has named none. Raises `UsageError` for a
@@ -67,13 +74,20 @@ def plan(source: str, suffixes, *, out: Path = Path("."), json_file: str | None,
     asked = [*paths.values(), *([Path(json_file)] if json_file not in (None, "-") else [])]
     for path in asked:
         if path.exists() and path.resolve() == Path(source).resolve():
-            raise UsageError("this is the input; it is never replaced", where=str(path),
-                             fix="another --out or --json")
+            raise UsageError(
+                "this is the input; it is never replaced",
+                where=str(path),
+                fix="another --out or --json",
+            )
         if path.is_dir():
             raise UsageError("this is a folder", where=str(path), fix="name a file")
         if path.exists() and not overwrite:
-            raise UsageError("the file is already there", where=str(path), code="JM104",
-                             fix="--overwrite to replace it, or another --out")
+            raise UsageError(
+                "the file is already there",
+                where=str(path),
+                code="JM104",
+                fix="--overwrite to replace it, or another --out",
+            )
     for folder in {path.parent for path in asked}:
         _check_writable(folder)
     return Output(json=json_file, paths=paths)
@@ -95,8 +109,11 @@ def _check_writable(folder: Path):
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise ResourceError(f"cannot write here: {error.strerror}", where=str(folder),
-                            fix="--out names another folder") from error
+        raise ResourceError(
+            f"cannot write here: {error.strerror}",
+            where=str(folder),
+            fix="--out names another folder",
+        ) from error
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -110,8 +127,11 @@ def write(path: Path, writer: Callable[[Path], None]) -> None:
         writer(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise ResourceError(f"cannot write: {error.strerror or error}", where=str(path),
-                            fix="choose a writable folder with free space") from error
+        raise ResourceError(
+            f"cannot write: {error.strerror or error}",
+            where=str(path),
+            fix="choose a writable folder with free space",
+        ) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -162,8 +182,7 @@ def table(columns: dict[str, str], rows, *, title: str | None = None):
     """columns: {heading: "left" or "right"}; rows of strings. Only the last column may wrap."""
     out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, side in columns.items():
-        out.add_column(heading, justify=side, no_wrap=heading != list(columns)[-1],
-                       overflow="fold")
+        out.add_column(heading, justify=side, no_wrap=heading != list(columns)[-1], overflow="fold")
     for row in rows:
         out.add_row(*row)
     return out if title is None else Group(Text(title, style="bold"), out)

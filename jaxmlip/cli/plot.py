@@ -30,12 +30,12 @@ def infrared(path, frequencies_cm1, intensities, *, width: float, title: str) ->
     right.vlines(frequencies_cm1, 0, intensities, color=STICK, lw=1.2)
     _limits(left, right, x, y, intensities)
     _labels(left, frequencies_cm1, intensities, x, y)
-    left.set(xlabel="wavenumber (cm⁻¹)",
-             ylabel="molar absorption coefficient (L mol⁻¹ cm⁻¹)")
+    left.set(xlabel="wavenumber (cm⁻¹)", ylabel="molar absorption coefficient (L mol⁻¹ cm⁻¹)")
     right.set_ylabel("intensity (km mol⁻¹)", color=STICK)
     left.set_title(title, loc="left", fontsize=11, color=INK)
-    left.set_title(f"harmonic, Lorentzian lines, FWHM {width:g} cm⁻¹", loc="right", fontsize=9,
-                   color="#666666")
+    left.set_title(
+        f"harmonic, Lorentzian lines, FWHM {width:g} cm⁻¹", loc="right", fontsize=9, color="#666666"
+    )
     figure.savefig(path, format="png")
 
 
@@ -59,5 +59,12 @@ def _labels(axes, frequencies, intensities, x, y, *, most=8, apart=60.0):
             break
         if all(abs(f - other) > apart for other in named):
             named.append(f)
-            axes.annotate(f"{f:.0f}", (f, np.interp(f, x, y)), (0, 4), ha="center", fontsize=8,
-                          textcoords="offset points", color=INK)
+            axes.annotate(
+                f"{f:.0f}",
+                (f, np.interp(f, x, y)),
+                (0, 4),
+                ha="center",
+                fontsize=8,
+                textcoords="offset points",
+                color=INK,
+            )

@@ -36,23 +36,43 @@ def relax(
     fixed = _fixed(atoms, file)
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("relax", opened, len(atoms))
-    system, info = analysis.relaxed(system, opened, fmax=fmax, steps=steps, method=method,
-                                    fixed=fixed)
+    system, info = analysis.relaxed(
+        system, opened, fmax=fmax, steps=steps, method=method, fixed=fixed
+    )
     atoms = _moved(atoms, system, opened)
-    rows = [("energy", f"{info.energy:.6f} eV"), ("fmax", f"{info.fmax:.2e} eV/Å"),
-            ("evaluations", str(info.n_steps)), ("converged", "yes" if info.converged else "no")]
-    output.console.print(table({"relaxation": "left", "": "right"}, rows,
-                               title=atoms.get_chemical_formula()))
+    rows = [
+        ("energy", f"{info.energy:.6f} eV"),
+        ("fmax", f"{info.fmax:.2e} eV/Å"),
+        ("evaluations", str(info.n_steps)),
+        ("converged", "yes" if info.converged else "no"),
+    ]
+    output.console.print(
+        table({"relaxation": "left", "": "right"}, rows, title=atoms.get_chemical_formula())
+    )
     write_extxyz(output.paths["relaxed.xyz"], atoms)
-    output.finish({
-        "command": "relax", "structure": file, "formula": atoms.get_chemical_formula(),
-        **opened.summary, **session.versions(), **analysis.geometry(atoms),
-        "energy_eV": info.energy, "fmax_eV_per_A": info.fmax, "n_steps": info.n_steps,
-        "converged": info.converged, "reason": info.reason,
-        "forces_eV_per_A": atoms.calc.results["forces"]})
+    output.finish(
+        {
+            "command": "relax",
+            "structure": file,
+            "formula": atoms.get_chemical_formula(),
+            **opened.summary,
+            **session.versions(),
+            **analysis.geometry(atoms),
+            "energy_eV": info.energy,
+            "fmax_eV_per_A": info.fmax,
+            "n_steps": info.n_steps,
+            "converged": info.converged,
+            "reason": info.reason,
+            "forces_eV_per_A": atoms.calc.results["forces"],
+        }
+    )
     if not info.converged:
-        raise NumericalError(f"not relaxed: {info.reason}", where=file, code="JM304",
-                             fix="more --steps, a larger --fmax, or --method fire")
+        raise NumericalError(
+            f"not relaxed: {info.reason}",
+            where=file,
+            code="JM304",
+            fix="more --steps, a larger --fmax, or --method fire",
+        )
 
 
 def _fixed(atoms, where):
@@ -65,8 +85,12 @@ def _fixed(atoms, where):
     held = np.zeros(len(atoms), bool)
     for constraint in atoms.constraints:
         if not isinstance(constraint, FixAtoms):
-            raise DataError(f"constraint {type(constraint).__name__} is not known here",
-                            where=where, code="JM215", fix="FixAtoms, or no constraints")
+            raise DataError(
+                f"constraint {type(constraint).__name__} is not known here",
+                where=where,
+                code="JM215",
+                fix="FixAtoms, or no constraints",
+            )
         held[constraint.index] = True
     return held
 

@@ -25,8 +25,12 @@ class Opened:
     @property
     def summary(self) -> dict:
         """What every JSON says of the model."""
-        return {"model": self.name, "model_sha256": self.card["sha256"], "dtype": self.dtype,
-                "level_of_theory": self.card.get("level_of_theory")}
+        return {
+            "model": self.name,
+            "model_sha256": self.card["sha256"],
+            "dtype": self.dtype,
+            "level_of_theory": self.card.get("level_of_theory"),
+        }
 
 
 def start(*, x64: bool) -> None:
@@ -35,8 +39,11 @@ def start(*, x64: bool) -> None:
     import jax
 
     if jax.__version__ in MISCOMPILES:
-        raise ResourceError(f"jax {jax.__version__} gives wrong numbers on CPU", code="JM404",
-                            fix="pip install 'jax!=0.10.2'")
+        raise ResourceError(
+            f"jax {jax.__version__} gives wrong numbers on CPU",
+            code="JM404",
+            fix="pip install 'jax!=0.10.2'",
+        )
     jax.config.update("jax_enable_x64", x64)
     jax.config.update("jax_default_matmul_precision", "highest")  # TF32 ruins curvature
     folder = cache_folder()
@@ -88,11 +95,14 @@ def open_model(model: str, dtype: str, *, needs_dipole: bool = False) -> Opened:
     potential, params, card = checkpoint.load(path)
     name = path.stem if model in pretrained.names() else str(model)
     if needs_dipole and not card["fields"].get("dipole"):
-        raise ModelError(f"model '{name}' predicts no dipole, and infrared intensities are its "
-                         "derivatives", code="JM508", fix="another --model; `jaxmlip modes` gives "
-                         "frequencies without intensities")
-    return Opened(name=name, potential=potential, params=cast(params, dtype), card=card,
-                  dtype=str(dtype))
+        raise ModelError(
+            f"model '{name}' predicts no dipole, and infrared intensities are its derivatives",
+            code="JM508",
+            fix="another --model; `jaxmlip modes` gives frequencies without intensities",
+        )
+    return Opened(
+        name=name, potential=potential, params=cast(params, dtype), card=card, dtype=str(dtype)
+    )
 
 
 def read(file: str, model: Opened, output: Output, *, frame: int = -1):
@@ -117,8 +127,10 @@ def _known(atoms, model, output, where):
     check_elements(atoms.numbers, model.card["elements"], model=model.name, where=where)
     asked = atoms.info.get("charge", 0) != 0 or atoms.info.get("spin", 1) != 1
     if asked and not model.card["fields"].get("charge_spin"):
-        output.warn(f"{where}: the energy of model '{model.name}' does not depend on charge and "
-                    "spin; the structure has others than 0 and 1")
+        output.warn(
+            f"{where}: the energy of model '{model.name}' does not depend on charge and "
+            "spin; the structure has others than 0 and 1"
+        )
     return atoms
 
 
@@ -156,8 +168,10 @@ def announce(command: str, model: Opened, n_atoms: int) -> None:
     mark = folder / f"seen-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     try:
         if not mark.exists():
-            note("compiling for this model and size, about half a minute for a small molecule "
-                 "(kept for the next time)")
+            note(
+                "compiling for this model and size, about half a minute for a small molecule "
+                "(kept for the next time)"
+            )
             mark.touch()
     except OSError:
         pass  # only a courtesy

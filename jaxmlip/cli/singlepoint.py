@@ -19,15 +19,20 @@ def singlepoint(
     json: options.Json = None,
     out: options.Out = Path("."),
     overwrite: options.Overwrite = False,
-    extxyz: Annotated[bool, typer.Option(
-        "--extxyz", help="Write the structures with their results, NAME_singlepoint.xyz.")] = False,
+    extxyz: Annotated[
+        bool,
+        typer.Option(
+            "--extxyz", help="Write the structures with their results, NAME_singlepoint.xyz."
+        ),
+    ] = False,
     dtype: options.Precision = Dtype.float64,
 ):
     """Energy (eV), forces (eV/Å), stress (eV/Å³), dipole (e Å) and charges (e), every frame."""
     from jaxmlip.cli import session
 
-    output = plan(file, ["singlepoint.xyz"] if extxyz else [], out=out, json_file=json,
-                  overwrite=overwrite)
+    output = plan(
+        file, ["singlepoint.xyz"] if extxyz else [], out=out, json_file=json, overwrite=overwrite
+    )
     session.start(x64=dtype == Dtype.float64)
     opened = session.open_model(model, dtype)
     frames = session.read_all(file, opened, output)
@@ -39,8 +44,16 @@ def singlepoint(
         output.console.print(f"... and {len(frames) - SHOWN} more (--json gives all)")
     if extxyz:
         write_extxyz(output.paths["singlepoint.xyz"], frames)
-    output.finish({"command": "singlepoint", "structure": file, **opened.summary,
-                   **session.versions(), "n_frames": len(frames), **_json(frames)})
+    output.finish(
+        {
+            "command": "singlepoint",
+            "structure": file,
+            **opened.summary,
+            **session.versions(),
+            "n_frames": len(frames),
+            **_json(frames),
+        }
+    )
 
 
 def _computed(frames, model, tell):
@@ -72,14 +85,16 @@ def _results(out, atoms) -> dict:
     import numpy as np
 
     n = len(atoms)
-    results = {k: np.asarray(out[k][:n], np.float64) for k in ("forces", "energies", "charges")
-               if k in out}
+    results = {
+        k: np.asarray(out[k][:n], np.float64) for k in ("forces", "energies", "charges") if k in out
+    }
     results["energy"] = float(out["energy"][0])
     if "dipole" in out and not atoms.pbc.any():  # of a crystal it has no meaning
         results["dipole"] = np.asarray(out["dipole"][0], np.float64)
     if atoms.pbc.any() and atoms.cell.rank == 3:
-        results["stress"] = np.asarray(out["stress"][0], np.float64)[[0, 1, 2, 1, 0, 0],
-                                                                     [0, 1, 2, 2, 2, 1]]
+        results["stress"] = np.asarray(out["stress"][0], np.float64)[
+            [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+        ]
     return results
 
 
@@ -88,8 +103,12 @@ def _checked(results, frame) -> dict:
 
     for name, value in results.items():
         if not np.isfinite(value).all():
-            raise NumericalError(f"{name} is not finite", where=f"frame {frame}", code="JM303",
-                                 fix="look at the geometry: are atoms on top of each other?")
+            raise NumericalError(
+                f"{name} is not finite",
+                where=f"frame {frame}",
+                code="JM303",
+                fix="look at the geometry: are atoms on top of each other?",
+            )
     return results
 
 
@@ -104,10 +123,21 @@ def _table(frames):
     for i, atoms in enumerate(shown):
         results = atoms.calc.results
         dipole = [_length(results.get("dipole"))] if has_dipole else []
-        rows.append((str(i), atoms.get_chemical_formula(), f"{results['energy']:.6f}",
-                     f"{_fmax(atoms):.5f}", *dipole))
-    columns = {"frame": "right", "formula": "left", "energy (eV)": "right",
-               "fmax (eV/Å)": "right"} | ({"|dipole| (e Å)": "right"} if has_dipole else {})
+        rows.append(
+            (
+                str(i),
+                atoms.get_chemical_formula(),
+                f"{results['energy']:.6f}",
+                f"{_fmax(atoms):.5f}",
+                *dipole,
+            )
+        )
+    columns = {
+        "frame": "right",
+        "formula": "left",
+        "energy (eV)": "right",
+        "fmax (eV/Å)": "right",
+    } | ({"|dipole| (e Å)": "right"} if has_dipole else {})
     return table(columns, rows)
 
 
@@ -115,17 +145,26 @@ def _length(vector) -> str:
     return "-" if vector is None else f"{(vector**2).sum() ** 0.5:.4f}"
 
 
-KEYS = {"energy": "energy_eV", "forces": "forces_eV_per_A", "energies": "energies_eV",
-        "stress": "stress_voigt_eV_per_A3", "dipole": "dipole_eA", "charges": "charges_e"}
+KEYS = {
+    "energy": "energy_eV",
+    "forces": "forces_eV_per_A",
+    "energies": "energies_eV",
+    "stress": "stress_voigt_eV_per_A3",
+    "dipole": "dipole_eA",
+    "charges": "charges_e",
+}
 
 
 def _json(frames) -> dict:
     """One structure: plain values. Several: lists over the frames, null where there is none."""
     from jaxmlip.cli.analysis import geometry
 
-    each = [geometry(a) | {"formula": a.get_chemical_formula(), "fmax_eV_per_A": _fmax(a)}
-            | {name: a.calc.results[key] for key, name in KEYS.items() if key in a.calc.results}
-            for a in frames]
+    each = [
+        geometry(a)
+        | {"formula": a.get_chemical_formula(), "fmax_eV_per_A": _fmax(a)}
+        | {name: a.calc.results[key] for key, name in KEYS.items() if key in a.calc.results}
+        for a in frames
+    ]
     if len(each) == 1:
         return each[0]
     return {key: [one.get(key) for one in each] for key in {k: 0 for one in each for k in one}}

@@ -17,15 +17,29 @@ EVERY = 30.0  # s between lines where there is no terminal
 
 
 def train(
-    config: Annotated[Path, typer.Argument(
-        metavar="CONFIG", show_default=False, help="YAML; paths in it are relative to it.")],
-    set_: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Instead of what the file says, such as "
-        "optimizer.learning_rate=0.005; may be repeated.")] = None,
-    fresh: Annotated[bool, typer.Option(
-        "--fresh", help="Start anew: checkpoints in the output folder are deleted.")] = False,
-    out: Annotated[Path | None, typer.Option(
-        "--out", "-o", metavar="DIR", help="Output folder instead of the file's.")] = None,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", show_default=False, help="YAML; paths in it are relative to it."
+        ),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Instead of what the file says, such as "
+            "optimizer.learning_rate=0.005; may be repeated.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start anew: checkpoints in the output folder are deleted."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Output folder instead of the file's."),
+    ] = None,
     json: options.Json = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Instead of the file's.")] = None,
 ):
@@ -49,8 +63,12 @@ def train(
     except UsageError as error:
         if error.code != "JM103":
             raise
-        raise UsageError(error.what, where=error.where, code=error.code, fix="undo the change, "
-                         "--out another folder, or --fresh to start anew") from None
+        raise UsageError(
+            error.what,
+            where=error.where,
+            code=error.code,
+            fix="undo the change, --out another folder, or --fresh to start anew",
+        ) from None
     card = _summary(path)
     Output(json=json).finish({"command": "train", **session.versions(), **card})
 
@@ -62,14 +80,17 @@ def _overrides(pairs, out, dtype) -> dict:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"'{pair}' is not KEY=VALUE", where="--set",
-                             fix="for example --set epochs=10")
+            raise UsageError(
+                f"'{pair}' is not KEY=VALUE", where="--set", fix="for example --set epochs=10"
+            )
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UsageError(f"the value of '{pair}' is not YAML", where="--set") from error
-    given = {"output": None if out is None else str(out.resolve()),
-             "dtype": None if dtype is None else str(dtype)}
+    given = {
+        "output": None if out is None else str(out.resolve()),
+        "dtype": None if dtype is None else str(dtype),
+    }
     return found | {k: v for k, v in given.items() if v is not None}
 
 
@@ -77,8 +98,12 @@ def _summary(path) -> dict:
     from jaxmlip.models import checkpoint
 
     card, _ = checkpoint.read(path)
-    return {"model": str(path), "model_sha256": card["sha256"], "epoch": card["epoch"],
-            **{f"valid_{k}": v for k, v in card["accuracy"].items()}}
+    return {
+        "model": str(path),
+        "model_sha256": card["sha256"],
+        "epoch": card["epoch"],
+        **{f"valid_{k}": v for k, v in card["accuracy"].items()},
+    }
 
 
 # --- what a person sees --------------------------------------------------------------------------
@@ -155,23 +180,34 @@ def _say(event):
         return f"warning: {event['message']}"
     if event["event"] == "done":
         return f"done: {event['model']}"
-    return (f"{event['n_train']} training and {event['n_valid']} validation structures, "
-            f"{event['n_parameters']} parameters, {event['steps']} steps; the first step compiles")
+    return (
+        f"{event['n_train']} training and {event['n_valid']} validation structures, "
+        f"{event['n_parameters']} parameters, {event['steps']} steps; the first step compiles"
+    )
 
 
 def _step_line(event, minutes=None):
     left = "" if minutes is None else f", at most {minutes:.0f} min to go"
-    return (f"epoch {event['epoch']}  step {event['step']}/{event['steps']}  loss "
-            f"{event['loss']:.4g}  lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s{left}")
+    return (
+        f"epoch {event['epoch']}  step {event['step']}/{event['steps']}  loss "
+        f"{event['loss']:.4g}  lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s{left}"
+    )
 
 
 def _epoch_table(epochs):
     names = [k for k in (epochs[-1]["valid"] if epochs else {}) if "_mae_" in k]
     columns = {"epoch": "right", "train loss": "right", "valid loss": "right"}
     columns |= {k.replace("_mae_", " ").replace("_per_", "/"): "right" for k in names}
-    rows = [(str(e["epoch"]), _number(e["train_loss"]),
-             _number(e["valid_loss"]) + ("*" if e["best"] else " "),
-             *(_number(e["valid"].get(k)) for k in names), f"{e['seconds']:.0f}") for e in epochs]
+    rows = [
+        (
+            str(e["epoch"]),
+            _number(e["train_loss"]),
+            _number(e["valid_loss"]) + ("*" if e["best"] else " "),
+            *(_number(e["valid"].get(k)) for k in names),
+            f"{e['seconds']:.0f}",
+        )
+        for e in epochs
+    ]
     return table(columns | {"s": "right"}, rows)
 
 

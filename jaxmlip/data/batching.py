@@ -39,8 +39,14 @@ def make_buckets(frames, *, n_buckets: int = 2, max_atoms: int = 192) -> tuple[B
         chosen = np.flatnonzero((widths > lower) & (widths <= upper))
         size = max(max_atoms, int(atoms[chosen].max()))
         graphs = min(int(np.ceil(1.25 * size / atoms[chosen].mean())), len(chosen)) + 1
-        out.append(Bucket(min(size, int(atoms[chosen].sum())), graphs, max(int(upper), 1),
-                          tuple(chosen.tolist())))
+        out.append(
+            Bucket(
+                min(size, int(atoms[chosen].sum())),
+                graphs,
+                max(int(upper), 1),
+                tuple(chosen.tolist()),
+            )
+        )
         lower = upper
     return tuple(out)
 
@@ -56,9 +62,13 @@ def _limits(atoms, widths, n_buckets):
     best = {0: (0.0, ())}
     for _ in range(min(n_buckets, len(levels))):
         best = {
-            j: min((cost + (total[j] - total[i]) * levels[j - 1], (*cut, levels[j - 1]))
-                   for i, (cost, cut) in best.items() if i < j)
-            for j in range(1, len(levels) + 1) if any(i < j for i in best)
+            j: min(
+                (cost + (total[j] - total[i]) * levels[j - 1], (*cut, levels[j - 1]))
+                for i, (cost, cut) in best.items()
+                if i < j
+            )
+            for j in range(1, len(levels) + 1)
+            if any(i < j for i in best)
         }
     return best[len(levels)][1]
 
@@ -81,8 +91,14 @@ def _pack(order, atoms, bucket):
     """First fit among a few open batches."""
     done, opened = [], []
     for i in order:
-        fit = next((o for o in opened if o[0] + atoms[i] <= bucket.n_atoms
-                    and len(o[1]) < bucket.n_graphs - 1), None)
+        fit = next(
+            (
+                o
+                for o in opened
+                if o[0] + atoms[i] <= bucket.n_atoms and len(o[1]) < bucket.n_graphs - 1
+            ),
+            None,
+        )
         if fit is None:
             if len(opened) == OPEN:
                 fullest = max(range(OPEN), key=lambda n: opened[n][0])
@@ -132,17 +148,29 @@ def _fill(system, one, g, start, stop):
 def _empty(bucket, dtype):
     n, g, k = bucket.n_atoms, bucket.n_graphs, bucket.n_neighbors
     return System(
-        positions=np.zeros((n, 3), dtype), numbers=np.zeros(n, np.int32),
-        graph=np.full(n, g - 1, np.int32), cell=np.tile(np.eye(3, dtype=dtype), (g, 1, 1)),
-        pbc=np.zeros((g, 3), bool), charge=np.zeros(g, dtype), spin=np.ones(g, dtype),
+        positions=np.zeros((n, 3), dtype),
+        numbers=np.zeros(n, np.int32),
+        graph=np.full(n, g - 1, np.int32),
+        cell=np.tile(np.eye(3, dtype=dtype), (g, 1, 1)),
+        pbc=np.zeros((g, 3), bool),
+        charge=np.zeros(g, dtype),
+        spin=np.ones(g, dtype),
         field=np.zeros((g, 3), dtype),
-        edges=Edges(senders=np.zeros((n, k), np.int32), receivers=None,
-                    shifts=np.zeros((n, k, 3), np.int32), mask=np.zeros((n, k), bool)))
+        edges=Edges(
+            senders=np.zeros((n, k), np.int32),
+            receivers=None,
+            shifts=np.zeros((n, k, 3), np.int32),
+            mask=np.zeros((n, k), bool),
+        ),
+    )
 
 
 def _no_labels(bucket, like, dtype):
-    shape = lambda name: ((bucket.n_atoms, *PER_ATOM[name]) if name in PER_ATOM
-                          else (bucket.n_graphs, *PER_STRUCTURE[name]))
+    shape = lambda name: (
+        (bucket.n_atoms, *PER_ATOM[name])
+        if name in PER_ATOM
+        else (bucket.n_graphs, *PER_STRUCTURE[name])
+    )
     return {name: np.full(shape(name), np.nan, dtype) for name in like}
 
 

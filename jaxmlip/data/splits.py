@@ -20,7 +20,7 @@ def split(n: int, fractions: dict[str, float], *, seed: int = 0) -> dict[str, li
     out, start = {}, 0
     for name, fraction in fractions.items():
         size = max(round(fraction * n), 1) if fraction > 0 else 0
-        out[name] = sorted(order[start:start + size].tolist())
+        out[name] = sorted(order[start : start + size].tolist())
         start += size
     if start >= n:
         raise UsageError(f"{n} frame(s) are too few for {fractions} and training")

@@ -20,9 +20,12 @@ def fit_reference_energies(numbers, energies) -> dict[int, float]:
     known = np.isfinite(energies)
     unseen = elements[(counts[known] == 0).all(axis=0)]
     if len(unseen):
-        raise DataError(f"no structure with an energy contains the element(s) {unseen.tolist()} "
-                        f"(atomic numbers); {known.sum()} of {len(known)} structures have one",
-                        code="JM230", fix="add such structures, or one-atom frames")
+        raise DataError(
+            f"no structure with an energy contains the element(s) {unseen.tolist()} "
+            f"(atomic numbers); {known.sum()} of {len(known)} structures have one",
+            code="JM230",
+            fix="add such structures, or one-atom frames",
+        )
     counts, energies = counts[known], energies[known]
     free = counts.sum(axis=1) == 1
     fixed = (counts[free] > 0).any(axis=0)
@@ -46,9 +49,11 @@ def remove_reference_energies(numbers, energies, reference: dict[int, float]) ->
     elements, counts = _compositions(numbers)
     unknown = [int(z) for z in elements if z not in reference]
     if unknown:
-        raise DataError(f"no reference energy for atomic number(s) {unknown}; known are "
-                        f"{sorted(reference)}", code="JM231",
-                        fix="put structures with these elements into the training data")
+        raise DataError(
+            f"no reference energy for atomic number(s) {unknown}; known are {sorted(reference)}",
+            code="JM231",
+            fix="put structures with these elements into the training data",
+        )
     return np.asarray(energies, np.float64) - counts @ [reference[int(z)] for z in elements]
 
 

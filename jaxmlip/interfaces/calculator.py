@@ -33,12 +33,18 @@ class PotentialCalculator(Calculator):
     checked), as symbols or atomic numbers. Forces are true derivatives: constraints are ASE's.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "dipole",
-                              "charges"]
+    implemented_properties = [
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+        "dipole",
+        "charges",
+    ]
     ignored_changes = {"initial_charges", "initial_magmoms"}
 
-    def __init__(self, potential, params, *, dtype=None, elements=None, name="potential",
-                 **kwargs):
+    def __init__(self, potential, params, *, dtype=None, elements=None, name="potential", **kwargs):
         super().__init__(**kwargs)
         dtype = dtype or (np.float64 if jax.config.jax_enable_x64 else np.float32)
         check_dtype(dtype)
@@ -84,7 +90,8 @@ class PotentialCalculator(Calculator):
         results = _to_numpy(self._function(atoms)(self.params, self.system(atoms)), atoms)
         for key in set(properties) - set(results):
             raise PropertyNotImplementedError(
-                f"'{self.name}' predicts {', '.join(sorted(results))}, but not {key}")
+                f"'{self.name}' predicts {', '.join(sorted(results))}, but not {key}"
+            )
         self.results.update(results)
 
     def _function(self, atoms):
@@ -141,13 +148,16 @@ class PotentialCalculator(Calculator):
         if not depends_on_field(self.potential.apply, self.params, self.system(atoms)):
             raise PropertyNotImplementedError(
                 f"the energy of '{self.name}' does not depend on the field: "
-                "wrap the potential in jaxmlip.add_field")
+                "wrap the potential in jaxmlip.add_field"
+            )
 
 
 def _response(atoms):
     """What the energy depends on besides geometry, as text: a copy that compares without fail."""
-    return [np.array2string(np.asarray(atoms.info.get(key, default)), precision=17)
-            for key, default in (("charge", 0.0), ("spin", 1), ("field", np.zeros(3)))]
+    return [
+        np.array2string(np.asarray(atoms.info.get(key, default)), precision=17)
+        for key, default in (("charge", 0.0), ("spin", 1), ("field", np.zeros(3)))
+    ]
 
 
 def _narrowed(system, width):
@@ -161,7 +171,8 @@ def _check_volume(atoms):
         raise PropertyNotImplementedError("a molecule has no stress: no axis is periodic")
     if atoms.cell.rank < 3:
         raise PropertyNotImplementedError(
-            "stress needs a volume: give all three cell vectors, also along open axes")
+            "stress needs a volume: give all three cell vectors, also along open axes"
+        )
 
 
 def _check_molecule(atoms):
@@ -169,13 +180,17 @@ def _check_molecule(atoms):
     if atoms.pbc.any():
         raise PropertyNotImplementedError(
             "the dipole of a periodic structure is not defined by point charges: set pbc to False "
-            "for a molecule in a box")
+            "for a molecule in a box"
+        )
 
 
 def _to_numpy(out, atoms):
     """The prediction of one structure as ASE wants it: float64, no batch axis, Voigt stress."""
-    out = {key: np.array(value, np.float64) for key, value in out.items()
-           if key in PotentialCalculator.implemented_properties}
+    out = {
+        key: np.array(value, np.float64)
+        for key, value in out.items()
+        if key in PotentialCalculator.implemented_properties
+    }
     if "stress" in out:
         out["stress"] = out["stress"][0][VOIGT]
     if "dipole" in out:
@@ -199,7 +214,9 @@ def _check_finite(out, atoms):
         i = int(bad[0][0])
         per_atom = key in PER_ATOM or key == "hessian"
         where = f"atom {i} ({atoms.symbols[i]})" if per_atom else atoms.get_chemical_formula()
-        raise NumericalError(f"{key} is not finite: {value[i] if np.shape(value) else value}",
-                             where=where, code="JM303",
-                             fix="look at the geometry round this atom and at the elements that "
-                                 "the potential knows")
+        raise NumericalError(
+            f"{key} is not finite: {value[i] if np.shape(value) else value}",
+            where=where,
+            code="JM303",
+            fix="look at the geometry round this atom and at the elements that the potential knows",
+        )

@@ -34,11 +34,16 @@ def check_elements(numbers, elements, *, model: str, where: str = "") -> None:
     unknown = sorted(set(numbers.tolist()) - known - {0})
     if not unknown:
         return
-    found = "; ".join(f"{chemical_symbols[z]} ({_atoms_at(np.flatnonzero(numbers == z))})"
-                      for z in unknown)
+    found = "; ".join(
+        f"{chemical_symbols[z]} ({_atoms_at(np.flatnonzero(numbers == z))})" for z in unknown
+    )
     names = ", ".join(chemical_symbols[z] for z in sorted(known))
-    raise ModelError(f"model '{model}' knows {names}; structure has {found}", where=where,
-                     code="JM507", fix="choose a model that was trained on these elements")
+    raise ModelError(
+        f"model '{model}' knows {names}; structure has {found}",
+        where=where,
+        code="JM507",
+        fix="choose a model that was trained on these elements",
+    )
 
 
 def _atoms_at(indices) -> str:
@@ -53,20 +58,32 @@ def _check_positions(atoms, where):
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
         i = int(bad[0])
-        raise DataError(f"atom {i} ({atoms.symbols[i]}) has the position "
-                        f"{atoms.positions[i].tolist()}; {len(bad)} atom(s) are not finite",
-                        where=where, code="JM203", fix="mend the coordinates in the file")
+        raise DataError(
+            f"atom {i} ({atoms.symbols[i]}) has the position "
+            f"{atoms.positions[i].tolist()}; {len(bad)} atom(s) are not finite",
+            where=where,
+            code="JM203",
+            fix="mend the coordinates in the file",
+        )
     unknown = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > 118))
     if len(unknown):
         i = int(unknown[0])
-        raise DataError(f"atom {i} has atomic number {atoms.numbers[i]}, expected 1 to 118",
-                        where=where, code="JM201", fix="name its element, or remove dummy atoms")
+        raise DataError(
+            f"atom {i} has atomic number {atoms.numbers[i]}, expected 1 to 118",
+            where=where,
+            code="JM201",
+            fix="name its element, or remove dummy atoms",
+        )
     far = np.abs(atoms.positions).max(axis=1)
     if far.max() > FARTHEST:
         i = int(far.argmax())
-        raise DataError(f"atom {i} ({atoms.symbols[i]}) is {far[i]:.1e} Å from the origin, "
-                        f"expected less than {FARTHEST:.0e} Å", where=where, code="JM203",
-                        fix="are the coordinates in Å?")
+        raise DataError(
+            f"atom {i} ({atoms.symbols[i]}) is {far[i]:.1e} Å from the origin, "
+            f"expected less than {FARTHEST:.0e} Å",
+            where=where,
+            code="JM203",
+            fix="are the coordinates in Å?",
+        )
 
 
 def _check_cell(atoms, where):
@@ -75,15 +92,22 @@ def _check_cell(atoms, where):
         raise DataError(f"the cell is not finite: {cell.tolist()}", where=where, code="JM210")
     for axis in np.flatnonzero(pbc):
         if np.linalg.norm(cell[axis]) < 1e-6:
-            raise DataError(f"periodic along axis {axis}, but that cell vector is zero",
-                            where=where, code="JM210",
-                            fix="give the cell, or set pbc to False for a molecule")
+            raise DataError(
+                f"periodic along axis {axis}, but that cell vector is zero",
+                where=where,
+                code="JM210",
+                fix="give the cell, or set pbc to False for a molecule",
+            )
     if pbc.any():
         spacing = _plane_spacings(np.asarray(atoms.cell.complete()))
         if spacing.min() < FLATTEST:
-            raise DataError(f"the cell is flat: its planes are {spacing.min():.1e} Å apart along "
-                            f"axis {spacing.argmin()}, expected above {FLATTEST} Å",
-                            where=where, code="JM210", fix="give three independent cell vectors")
+            raise DataError(
+                f"the cell is flat: its planes are {spacing.min():.1e} Å apart along "
+                f"axis {spacing.argmin()}, expected above {FLATTEST} Å",
+                where=where,
+                code="JM210",
+                fix="give three independent cell vectors",
+            )
 
 
 def _plane_spacings(cell):
@@ -106,7 +130,10 @@ def _check_distances(atoms, where):
         raise DataError(
             f"atoms {a} ({atoms.symbols[a]}) and {b} ({atoms.symbols[b]}) are "
             f"{distances[n]:.3f} Å apart{image}, expected more than {CLOSEST} Å",
-            where=where, code="JM208", fix="remove the duplicate atom or mend its coordinates")
+            where=where,
+            code="JM208",
+            fix="remove the duplicate atom or mend its coordinates",
+        )
 
 
 def _check_info(atoms, where):
@@ -118,8 +145,15 @@ def _check_info(atoms, where):
         except (TypeError, ValueError):
             numbers = np.array([])
         if numbers.size != size or not np.isfinite(numbers).all():
-            raise DataError(f"info['{name}'] is {value!r}, expected {size} finite number(s)",
-                            where=where, code="JM213")
+            raise DataError(
+                f"info['{name}'] is {value!r}, expected {size} finite number(s)",
+                where=where,
+                code="JM213",
+            )
         if name == "spin" and numbers < 1:
-            raise DataError(f"info['spin'] is {value!r}; the multiplicity 2S+1 is at least 1",
-                            where=where, code="JM213", fix="1 for a singlet, 2 for a doublet")
+            raise DataError(
+                f"info['spin'] is {value!r}; the multiplicity 2S+1 is at least 1",
+                where=where,
+                code="JM213",
+                fix="1 for a singlet, 2 for a doublet",
+            )

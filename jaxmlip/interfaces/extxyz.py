@@ -71,8 +71,12 @@ def open_text(path):
     """
     path = Path(path)
     if path.is_dir():
-        raise DataError("this is a folder, expected a file", where=str(path), code="JM202",
-                        fix="name a file in it")
+        raise DataError(
+            "this is a folder, expected a file",
+            where=str(path),
+            code="JM202",
+            fix="name a file in it",
+        )
     if not path.exists():
         raise DataError("no such file", where=str(path), fix="check the path", code="JM202")
     try:
@@ -86,17 +90,28 @@ def open_text(path):
         if head:
             return opener(path, "rt", encoding=encoding, errors="replace")
     except PermissionError as error:
-        raise ResourceError(f"cannot open: {error.strerror}", where=str(path),
-                            fix="check the permissions of the file") from error
+        raise ResourceError(
+            f"cannot open: {error.strerror}",
+            where=str(path),
+            fix="check the permissions of the file",
+        ) from error
     except DAMAGED as error:
         raise _damaged(path, error) from error
-    raise DataError("the file is empty", where=str(path), code="JM202",
-                    fix="write it again: the program that made it may have stopped")
+    raise DataError(
+        "the file is empty",
+        where=str(path),
+        code="JM202",
+        fix="write it again: the program that made it may have stopped",
+    )
 
 
 def _damaged(where, error):
-    return DataError(f"damaged or cut off: {error}", where=str(where), code="JM207",
-                     fix="copy or compress the file again")
+    return DataError(
+        f"damaged or cut off: {error}",
+        where=str(where),
+        code="JM207",
+        fix="copy or compress the file again",
+    )
 
 
 class _Lines:
@@ -143,8 +158,9 @@ def _next_frame(lines, path, frame):
     if not _is_sound(rows, columns, n_atoms):
         _cut_at_next_header(rows, n_atoms, lines, place)
         _explain(rows, columns, n_atoms, lines.number, place)
-    return _parse([f"{n_atoms}\n", comment.rstrip("\n") + "\n", *rows, *_vectors(lines)],
-                  place(start + 1))
+    return _parse(
+        [f"{n_atoms}\n", comment.rstrip("\n") + "\n", *rows, *_vectors(lines)], place(start + 1)
+    )
 
 
 def _place(path, frame, line, column=None, atom=None):
@@ -161,15 +177,26 @@ def _header(lines):
 
 
 def _n_atoms(header, where, first):
-    fix = ("the first line of an xyz file is the number of atoms" if first else
-           "the frame before may have more lines than its number of atoms says")
+    fix = (
+        "the first line of an xyz file is the number of atoms"
+        if first
+        else "the frame before may have more lines than its number of atoms says"
+    )
     if not re.fullmatch("[0-9]+", header):
-        raise DataError(f"expected the number of atoms, found {_short(header)}", where=where,
-                        fix=fix, code="JM205")
+        raise DataError(
+            f"expected the number of atoms, found {_short(header)}",
+            where=where,
+            fix=fix,
+            code="JM205",
+        )
     n_atoms = int(header[:20])
     if not 0 < n_atoms <= MOST_ATOMS:
-        raise DataError(f"the number of atoms is {_short(header)}, expected 1 to {MOST_ATOMS:,}",
-                        where=where, fix=fix, code="JM205")
+        raise DataError(
+            f"the number of atoms is {_short(header)}, expected 1 to {MOST_ATOMS:,}",
+            where=where,
+            fix=fix,
+            code="JM205",
+        )
     return n_atoms
 
 
@@ -186,8 +213,12 @@ def _columns_of(comment, where):
     try:
         names, kinds = _columns(properties[2] if properties else PLAIN)
     except ValueError as error:
-        raise DataError(f"Properties={properties[2]}: {error}", where=where, code="JM205",
-                        fix=f"for example Properties={PLAIN}:forces:R:3") from None
+        raise DataError(
+            f"Properties={properties[2]}: {error}",
+            where=where,
+            code="JM205",
+            fix=f"for example Properties={PLAIN}:forces:R:3",
+        ) from None
     return names, kinds, properties is None
 
 
@@ -217,8 +248,10 @@ def _is_sound(rows, columns, n_atoms) -> bool:
     if len(rows) != n_atoms or min(widths) < len(names) or (max(widths) > len(names) and not more):
         return False
     in_columns = zip(names, kinds, zip(*tokens, strict=not more), strict=False)
-    return all(not any(_wrong(name, kind, t) for t in set(column)) if kind != "R"
-               else _are_finite(column) for name, kind, column in in_columns)
+    return all(
+        not any(_wrong(name, kind, t) for t in set(column)) if kind != "R" else _are_finite(column)
+        for name, kind, column in in_columns
+    )
 
 
 def _are_finite(column) -> bool:
@@ -232,16 +265,21 @@ def _parse(text, where):
     try:
         return next(iter(read_xyz(io.StringIO("".join(text)), 0)))
     except Exception as error:  # whatever a parser may raise
-        raise DataError(f"ASE cannot parse the frame ({type(error).__name__}: {error})",
-                        where=where, code="JM207",
-                        fix="compare the comment line with the extended XYZ format") from error
+        raise DataError(
+            f"ASE cannot parse the frame ({type(error).__name__}: {error})",
+            where=where,
+            code="JM207",
+            fix="compare the comment line with the extended XYZ format",
+        ) from error
 
 
 def _vectors(lines):
     """The lines VEC1 to VEC3 that some programs write after the atoms."""
     following = lines.take(3)
-    n = next((i for i, line in enumerate(following) if not line.lstrip().startswith("VEC")),
-             len(following))
+    n = next(
+        (i for i, line in enumerate(following) if not line.lstrip().startswith("VEC")),
+        len(following),
+    )
     lines.put_back(following[n:])
     return following[:n]
 
@@ -254,18 +292,26 @@ def _cut_at_next_header(rows, n_atoms, lines, place):
     for i, row in enumerate(rows):
         if re.fullmatch(r"\s*[0-9]+\s*", row):
             lines.put_back(rows[i:])
-            raise DataError(f"expected {n_atoms} atoms, found {i}; line {lines.number + 1} starts "
-                            "the next frame", where=place(lines.number), code="JM206",
-                            fix="remove this frame or mend its number of atoms")
+            raise DataError(
+                f"expected {n_atoms} atoms, found {i}; line {lines.number + 1} starts "
+                "the next frame",
+                where=place(lines.number),
+                code="JM206",
+                fix="remove this frame or mend its number of atoms",
+            )
 
 
 def _explain(rows, columns, n_atoms, last, place):
     """Raises the `DataError` of rows that are not sound: the first mistake, read line by line."""
     for i, row in enumerate(rows):
         _check_row(row, columns, partial(place, last - len(rows) + 1 + i), i)
-    raise DataError(f"expected {n_atoms} atoms, found {len(rows)}; file ends at line {last} "
-                    "(interrupted write?)", where=place(last), code="JM206",
-                    fix="remove this frame or write the file again")
+    raise DataError(
+        f"expected {n_atoms} atoms, found {len(rows)}; file ends at line {last} "
+        "(interrupted write?)",
+        where=place(last),
+        code="JM206",
+        fix="remove this frame or write the file again",
+    )
 
 
 def _check_row(row, columns, place, atom):
@@ -273,8 +319,12 @@ def _check_row(row, columns, place, atom):
     tokens = [(match[0], match.start() + 1) for match in re.finditer(r"\S+", row)]
     if len(tokens) < len(names) or (len(tokens) > len(names) and not more):
         cut = "" if row.endswith("\n") else " and the file ends here (interrupted write?)"
-        raise DataError(f"{len(tokens)} columns, expected {len(names)}{cut}", code="JM204",
-                        where=place(atom=atom), fix=f"the columns are {', '.join(names)}")
+        raise DataError(
+            f"{len(tokens)} columns, expected {len(names)}{cut}",
+            code="JM204",
+            where=place(atom=atom),
+            fix=f"the columns are {', '.join(names)}",
+        )
     for name, kind, (token, column) in zip(names, kinds, tokens, strict=False):
         if wrong := _wrong(name, kind, token):
             what, code = wrong

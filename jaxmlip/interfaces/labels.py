@@ -14,8 +14,10 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.extxyz import read_frames
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
 
-KEYS = {name: f"REF_{name}" for name in
-        ("energy", "forces", "stress", "dipole", "polarizability", "charges")}
+KEYS = {
+    name: f"REF_{name}"
+    for name in ("energy", "forces", "stress", "dipole", "polarizability", "charges")
+}
 VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # xx, yy, zz, yz, xz, xy
 
 
@@ -29,8 +31,11 @@ def read_labelled(path, cutoff: float, *, keys: dict | None = None, needed=(), d
     for label in keys:
         if label not in PER_ATOM | PER_STRUCTURE:
             known = sorted(PER_ATOM | PER_STRUCTURE)
-            raise UsageError(f"unknown label '{label}'.{did_you_mean(label, known)}",
-                             where="keys", fix=f"one of {', '.join(known)}")
+            raise UsageError(
+                f"unknown label '{label}'.{did_you_mean(label, known)}",
+                where="keys",
+                fix=f"one of {', '.join(known)}",
+            )
     frames = _frames(path)
     found = {label for label, key in keys.items() if any(_raw(f, key) is not None for f in frames)}
     _check_needed(frames, {label: keys[label] for label in needed}, found, path)
@@ -74,8 +79,10 @@ def _check_needed(frames, needed, found, path):
     raise DataError(
         f"no frame has '{needed[label]}', the {label} that the loss asks for."
         f"{did_you_mean(needed[label], present)} Keys in {len(frames)} frames: {counts}",
-        where=str(path), code="JM220",
-        fix=f"name the right key (data: keys: {label}: ...) or give {label} no weight")
+        where=str(path),
+        code="JM220",
+        fix=f"name the right key (data: keys: {label}: ...) or give {label} no weight",
+    )
 
 
 def _label(frame, name, key, where):
@@ -91,8 +98,12 @@ def _label(frame, name, key, where):
     value = _shaped(value, shape, name, key, where)
     if not np.isfinite(value).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise DataError(f"'{key}' is not finite: {value[first]} at {list(first)}", where=where,
-                        code="JM222", fix="remove the frame, or leave the label out of it")
+        raise DataError(
+            f"'{key}' is not finite: {value[first]} at {list(first)}",
+            where=where,
+            code="JM222",
+            fix="remove the frame, or leave the label out of it",
+        )
     if name == "stress":
         _check_stress(value[0], frame, key, where)
     return value
@@ -106,16 +117,28 @@ def _shaped(value, shape, name, key, where):
             return value.reshape(shape)
     elif value.size == np.prod(shape) and value.squeeze().shape == np.empty(shape).squeeze().shape:
         return value.reshape(shape)
-    raise DataError(f"'{key}' has shape {value.shape}, expected that of {name}, "
-                    f"{shape if name in PER_ATOM else shape[1:]}", where=where, code="JM221",
-                    fix="3x3 and Voigt order xx, yy, zz, yz, xz, xy are read for tensors")
+    raise DataError(
+        f"'{key}' has shape {value.shape}, expected that of {name}, "
+        f"{shape if name in PER_ATOM else shape[1:]}",
+        where=where,
+        code="JM221",
+        fix="3x3 and Voigt order xx, yy, zz, yz, xz, xy are read for tensors",
+    )
 
 
 def _check_stress(stress, frame, key, where):
     if not frame.pbc.any():
-        raise DataError(f"'{key}' is given for a structure without a periodic axis", where=where,
-                        code="JM224", fix="set pbc, or remove the stress of molecules")
+        raise DataError(
+            f"'{key}' is given for a structure without a periodic axis",
+            where=where,
+            code="JM224",
+            fix="set pbc, or remove the stress of molecules",
+        )
     asymmetry = np.abs(stress - stress.T).max()
     if asymmetry > 1e-3 * np.abs(stress).max():
-        raise DataError(f"'{key}' is not symmetric: {stress.tolist()} differs from its transpose "
-                        f"by {asymmetry:.2e}, limit 0.1 %", where=where, code="JM223")
+        raise DataError(
+            f"'{key}' is not symmetric: {stress.tolist()} differs from its transpose "
+            f"by {asymmetry:.2e}, limit 0.1 %",
+            where=where,
+            code="JM223",
+        )

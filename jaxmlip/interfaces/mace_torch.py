@@ -17,7 +17,8 @@ from jaxmlip.nn.tensor_product import natural, paths
 
 KNOWN_BLOCKS = ("RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock")
 WITHOUT_CONTENT = re.compile(
-    r".*(\.bias|output_mask|_zeroed|conv_tp\.weight|_w3j_[0-9_]+|prefactor|r_max|num_interactions)$")
+    r".*(\.bias|output_mask|_zeroed|conv_tp\.weight|_w3j_[0-9_]+|prefactor|r_max|num_interactions)$"
+)
 
 
 def convert(state: dict, settings: dict) -> tuple[dict, dict]:
@@ -40,8 +41,11 @@ def convert(state: dict, settings: dict) -> tuple[dict, dict]:
         _interaction(params, take, fields, i)
         _product(params, take, fields, i)
         _readout(params, take, fields, i)
-    card = {"architecture": "MACE", "fields": fields,
-            "reference_energies": _reference_energies(take, fields)}
+    card = {
+        "architecture": "MACE",
+        "fields": fields,
+        "reference_energies": _reference_energies(take, fields),
+    }
     _nothing_left(state, used)
     return card, {"params": params}
 
@@ -50,14 +54,19 @@ def _fields(state, settings):
     blocks = list(settings["interactions"])
     plain, residual = KNOWN_BLOCKS
     if len(blocks) < 2 or blocks[0] not in KNOWN_BLOCKS or set(blocks[1:]) != {residual}:
-        raise ModelError(f"the interaction blocks {blocks} cannot be imported", where="mace_torch",
-                         fix=f"{plain} or {residual} first, then one or more {residual}")
+        raise ModelError(
+            f"the interaction blocks {blocks} cannot be imported",
+            where="mace_torch",
+            fix=f"{plain} or {residual} first, then one or more {residual}",
+        )
     if settings.get("gate", "silu") != "silu":
         raise ModelError(f"gate '{settings['gate']}' is not silu", where="mace_torch")
     product = "products.0.symmetric_contractions.contractions"
     count = lambda pattern: sum(bool(re.fullmatch(pattern, k)) for k in state)
-    widths = [state[f"interactions.0.conv_tp_weights.layer{j}.weight"].shape[1]
-              for j in range(count(r"interactions\.0\.conv_tp_weights\.layer\d+\.weight"))]
+    widths = [
+        state[f"interactions.0.conv_tp_weights.layer{j}.weight"].shape[1]
+        for j in range(count(r"interactions\.0\.conv_tp_weights\.layer\d+\.weight"))
+    ]
     n_layers = len(blocks)
     return {
         "elements": [int(z) for z in state["atomic_numbers"]],
@@ -102,17 +111,20 @@ def _interaction(params, take, fields, i):
     name = f"interactions.{i}"
     params[f"up_{i}"] = _square(take(f"{name}.linear_up.weight"), before, c)
     n = len(fields["radial_widths"]) + 1
-    params[f"radial_{i}"] = {f"layer_{j}": take(f"{name}.conv_tp_weights.layer{j}.weight")
-                             for j in range(n)}
+    params[f"radial_{i}"] = {
+        f"layer_{j}": take(f"{name}.conv_tp_weights.layer{j}.weight") for j in range(n)
+    }
     targets = [target for _, _, target in paths(before, fields["l_max"], messages)]
     mixing = take(f"{name}.linear.weight").reshape(len(targets), c, c)
     params[f"message_{i}"] = {
-        name_of(key): mixing[[t == key for t in targets]].reshape(-1, c) for key in messages}
+        name_of(key): mixing[[t == key for t in targets]].reshape(-1, c) for key in messages
+    }
     first = i == 0 and not fields["residual_first"]
     kept = messages if first else [key for key in before if key in after]
     skip = take(f"{name}.skip_tp.weight").reshape(-1, c, z, c)
-    params[f"skip_{i}"] = {name_of(key): w.swapaxes(0, 1)
-                           for key, w in zip(kept, skip, strict=False)}
+    params[f"skip_{i}"] = {
+        name_of(key): w.swapaxes(0, 1) for key, w in zip(kept, skip, strict=False)
+    }
 
 
 def _square(flat, keys, c):
@@ -133,8 +145,7 @@ def _product(params, take, fields, i):
             if len(matrix):
                 key = f"l{l}_degree{degree}"
                 params[f"product_{i}"][key] = np.einsum("rk,zkc->zrc", matrix, weight)
-    params[f"linear_{i}"] = _square(take(f"products.{i}.linear.weight"), after,
-                                    fields["channels"])
+    params[f"linear_{i}"] = _square(take(f"products.{i}.linear.weight"), after, fields["channels"])
 
 
 def projection(couplings, l_max: int, degree: int, key) -> np.ndarray:
@@ -154,8 +165,11 @@ def projection(couplings, l_max: int, degree: int, key) -> np.ndarray:
     out = np.einsum("rmq,q,mqk->rk", basis, weight, polynomials) / m
     lost = np.abs(np.einsum("rk,rmq->mqk", out, basis) - polynomials).max(initial=0.0)
     if lost > 1e-5 * max(np.abs(polynomials).max(initial=0.0), 1.0):
-        raise ModelError(f"couplings of degree {degree} to l = {key[0]} are not polynomials of "
-                         f"the basis (remainder {lost:.1e})", where="mace_torch")
+        raise ModelError(
+            f"couplings of degree {degree} to l = {key[0]} are not polynomials of "
+            f"the basis (remainder {lost:.1e})",
+            where="mace_torch",
+        )
     return out
 
 
@@ -164,22 +178,36 @@ def _readout(params, take, fields, i):
         params[f"energy_{i}"] = {"out": take(f"readouts.{i}.linear.weight").reshape(-1, 1)}
         return
     hidden, out = (take(f"readouts.{i}.linear_{j}.weight") for j in (1, 2))
-    params[f"energy_{i}"] = {"hidden": hidden.reshape(fields["channels"], -1),
-                             "out": out.reshape(-1, 1)}
+    params[f"energy_{i}"] = {
+        "hidden": hidden.reshape(fields["channels"], -1),
+        "out": out.reshape(-1, 1),
+    }
 
 
 def _reference_energies(take, fields):
     energies = take("atomic_energies_fn.atomic_energies").reshape(-1)
     if len(energies) != len(fields["elements"]):
-        raise ModelError(f"the model has {len(energies) // len(fields['elements'])} heads",
-                         where="mace_torch", fix="export one head (mace_select_head)")
+        raise ModelError(
+            f"the model has {len(energies) // len(fields['elements'])} heads",
+            where="mace_torch",
+            fix="export one head (mace_select_head)",
+        )
     return {z: float(e) for z, e in zip(fields["elements"], energies, strict=True)}
 
 
 def _nothing_left(state, used):
     taken = used | {"scale_shift.scale", "scale_shift.shift"}
-    left = sorted(k for k in state if k not in taken and "U_matrix" not in k
-                  and "contractions" not in k and not WITHOUT_CONTENT.match(k))
+    left = sorted(
+        k
+        for k in state
+        if k not in taken
+        and "U_matrix" not in k
+        and "contractions" not in k
+        and not WITHOUT_CONTENT.match(k)
+    )
     if left:
-        raise ModelError(f"{len(left)} weights belong to parts that MACE here does not have: "
-                         f"{', '.join(left[:3])} ...", where="mace_torch")
+        raise ModelError(
+            f"{len(left)} weights belong to parts that MACE here does not have: "
+            f"{', '.join(left[:3])} ...",
+            where="mace_torch",
+        )

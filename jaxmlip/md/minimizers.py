@@ -67,19 +67,30 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.2, softness: float = 0.1) ->
         positions = jnp.asarray(positions)
         history = jnp.zeros((memory, *positions.shape), positions.dtype)
         return LBFGSState(
-            positions=positions, energy=_wide(jnp.inf), forces=jnp.zeros_like(positions),
-            trial=positions, steps=history, changes=history,
-            radius=jnp.asarray(max_step, positions.dtype))
+            positions=positions,
+            energy=_wide(jnp.inf),
+            forces=jnp.zeros_like(positions),
+            trial=positions,
+            steps=history,
+            changes=history,
+            radius=jnp.asarray(max_step, positions.dtype),
+        )
 
     def step(state, energy, forces):
         move, energy = state.trial - state.positions, _wide(energy)
         accepted = _downhill(state, energy, forces, move)
         state = _learn(state, move, state.forces - forces)
-        radius = jnp.where(accepted, jnp.minimum(2 * state.radius, max_step),
-                           _shorter(state, energy, move))
+        radius = jnp.where(
+            accepted, jnp.minimum(2 * state.radius, max_step), _shorter(state, energy, move)
+        )
         keep = lambda new, old: jnp.where(accepted, new, old)
-        state = replace(state, positions=keep(state.trial, state.positions), radius=radius,
-                        energy=keep(energy, state.energy), forces=keep(forces, state.forces))
+        state = replace(
+            state,
+            positions=keep(state.trial, state.positions),
+            radius=radius,
+            energy=keep(energy, state.energy),
+            forces=keep(forces, state.forces),
+        )
         move = limit_step(_direction(state, softness), radius)
         return replace(state, trial=state.positions + move)
 
@@ -159,24 +170,39 @@ def fire(*, dt: float = 0.1, max_dt: float = 1.0, max_step: float = 0.2) -> Mini
         positions = jnp.asarray(positions)
         number = lambda x: jnp.asarray(x, positions.dtype)
         zero = jnp.zeros_like(positions)
-        return FIREState(positions=positions, energy=_wide(jnp.inf), forces=zero, trial=positions,
-                         velocities=zero, dt=number(dt), mixing=number(0.1),
-                         downhill=jnp.asarray(0, jnp.int32))
+        return FIREState(
+            positions=positions,
+            energy=_wide(jnp.inf),
+            forces=zero,
+            trial=positions,
+            velocities=zero,
+            dt=number(dt),
+            mixing=number(0.1),
+            downhill=jnp.asarray(0, jnp.int32),
+        )
 
     def step(state, energy, forces):
         forward = (forces * state.velocities).sum() >= 0
         faster = forward & (state.downhill > 5)
-        time = jnp.where(forward, jnp.where(faster, jnp.minimum(1.1 * state.dt, max_dt), state.dt),
-                         0.5 * state.dt)
+        time = jnp.where(
+            forward,
+            jnp.where(faster, jnp.minimum(1.1 * state.dt, max_dt), state.dt),
+            0.5 * state.dt,
+        )
         along = forces * jnp.linalg.norm(state.velocities)
         along = along / jnp.maximum(jnp.linalg.norm(forces), 1e-30)
         mixed = (1 - state.mixing) * state.velocities + state.mixing * along
         velocities = jnp.where(forward, mixed, 0) + time * forces
         return FIREState(
-            positions=state.trial, energy=_wide(energy), forces=forces, velocities=velocities,
-            trial=state.trial + limit_step(time * velocities, max_step), dt=time,
+            positions=state.trial,
+            energy=_wide(energy),
+            forces=forces,
+            velocities=velocities,
+            trial=state.trial + limit_step(time * velocities, max_step),
+            dt=time,
             mixing=jnp.where(forward, jnp.where(faster, 0.99, 1) * state.mixing, 0.1),
-            downhill=jnp.where(forward, state.downhill + 1, 0))
+            downhill=jnp.where(forward, state.downhill + 1, 0),
+        )
 
     return Minimizer(init, step)
 

@@ -46,10 +46,21 @@ class Progress:
     broken: Array  # [n_atoms] atoms whose force was not finite
 
 
-def relax(potential, params, system: System, *, fmax: float = 1e-4, steps: int = 2000,
-          method: Minimizer | None = None, fixed=None, report: Callable | None = None,
-          neighbors: Callable | None = None, skin: float = 0.5, block: int = 50,
-          patience: int = 60) -> tuple[System, RelaxInfo]:
+def relax(
+    potential,
+    params,
+    system: System,
+    *,
+    fmax: float = 1e-4,
+    steps: int = 2000,
+    method: Minimizer | None = None,
+    fixed=None,
+    report: Callable | None = None,
+    neighbors: Callable | None = None,
+    skin: float = 0.5,
+    block: int = 50,
+    patience: int = 60,
+) -> tuple[System, RelaxInfo]:
     """The structure relaxed until no free atom feels more than `fmax` (eV/Å); the cell is kept.
 
     One structure; with edges of either layout. steps: most evaluations. method: default
@@ -72,8 +83,17 @@ def relax(potential, params, system: System, *, fmax: float = 1e-4, steps: int =
     while True:
         system = neighbors(replace(system, positions=np.asarray(state.trial)))
         until = min(int(progress.n_steps) + block, steps)
-        state, progress = _run_block(params, system, state, progress, held, limits, until,
-                                     apply=potential.apply, step=method.step)
+        state, progress = _run_block(
+            params,
+            system,
+            state,
+            progress,
+            held,
+            limits,
+            until,
+            apply=potential.apply,
+            step=method.step,
+        )
         info = _info(progress, limits)
         _raise_if_broken(progress)
         if report is not None:
@@ -87,8 +107,9 @@ def edges_within(system: System, *, cutoff: float) -> System:
     real = int(np.asarray(system.atom_mask).sum())
     old, flat = system.edges, system.edges is not None and system.edges.receivers is not None
     positions = np.asarray(system.positions)[:real]
-    edges = find_edges(positions, np.asarray(system.cell)[0], np.asarray(system.pbc)[0], cutoff,
-                       flat=flat)
+    edges = find_edges(
+        positions, np.asarray(system.cell)[0], np.asarray(system.pbc)[0], cutoff, flat=flat
+    )
     bare = jax.tree.map(lambda x: np.asarray(x)[:real], (system.numbers, system.graph))
     found = replace(system, positions=positions, numbers=bare[0], graph=bare[1], edges=edges)
     width = max(edges.senders.shape[-1], 0 if old is None else old.senders.shape[-1])
@@ -104,8 +125,13 @@ def _run_block(params, system, state, progress, held, limits, until, *, apply, s
     def go_on(carry):
         state, progress = carry
         moved = jnp.linalg.norm(jnp.where(held[:, None], 0, state.trial - start), axis=-1).max()
-        return (progress.finite & (progress.fmax > limits["fmax"]) & (progress.n_steps < until)
-                & (progress.idle < limits["patience"]) & (moved <= limits["moved"]))
+        return (
+            progress.finite
+            & (progress.fmax > limits["fmax"])
+            & (progress.n_steps < until)
+            & (progress.idle < limits["patience"])
+            & (moved <= limits["moved"])
+        )
 
     def once(carry):
         state, progress = carry
@@ -120,8 +146,12 @@ def _run_block(params, system, state, progress, held, limits, until, *, apply, s
 
 def _finite(progress, energy, forces):
     broken = ~jnp.isfinite(forces).all(-1)
-    return replace(progress, n_steps=progress.n_steps + 1, broken=broken,
-                   finite=jnp.isfinite(energy) & ~broken.any())
+    return replace(
+        progress,
+        n_steps=progress.n_steps + 1,
+        broken=broken,
+        finite=jnp.isfinite(energy) & ~broken.any(),
+    )
 
 
 def _better(progress, state):
@@ -132,18 +162,29 @@ def _better(progress, state):
     lower = first | (state.energy < progress.lowest - noise)
     better = lower | ((state.energy <= progress.lowest + noise) & (fmax < progress.fmax))
     keep = lambda new, old: jnp.where(better, new, old)
-    return replace(progress, positions=keep(state.positions, progress.positions),
-                   energy=keep(state.energy, progress.energy),
-                   lowest=jnp.minimum(state.energy, progress.lowest),
-                   fmax=keep(fmax, progress.fmax), idle=keep(0, progress.idle + 1))
+    return replace(
+        progress,
+        positions=keep(state.positions, progress.positions),
+        energy=keep(state.energy, progress.energy),
+        lowest=jnp.minimum(state.energy, progress.lowest),
+        fmax=keep(fmax, progress.fmax),
+        idle=keep(0, progress.idle + 1),
+    )
 
 
 def _start(system):
     positions = jnp.asarray(system.positions)
     zero, infinite = jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, jnp.result_type(float))
-    return Progress(n_steps=zero, positions=positions, idle=zero, energy=infinite, lowest=infinite,
-                    fmax=jnp.asarray(jnp.inf, positions.dtype), finite=jnp.asarray(True),
-                    broken=jnp.zeros(system.n_atoms, bool))
+    return Progress(
+        n_steps=zero,
+        positions=positions,
+        idle=zero,
+        energy=infinite,
+        lowest=infinite,
+        fmax=jnp.asarray(jnp.inf, positions.dtype),
+        finite=jnp.asarray(True),
+        broken=jnp.zeros(system.n_atoms, bool),
+    )
 
 
 def _info(progress, limits) -> RelaxInfo:
@@ -152,12 +193,19 @@ def _info(progress, limits) -> RelaxInfo:
     if converged:
         reason = f"fmax {fmax:.3g} <= {limits['fmax']:g} eV/Å"
     elif idle >= limits["patience"]:
-        reason = (f"no progress in {idle} evaluations in {progress.positions.dtype}: fmax stays "
-                  f"at {fmax:.3g} eV/Å; use float64 or a larger fmax")
+        reason = (
+            f"no progress in {idle} evaluations in {progress.positions.dtype}: fmax stays "
+            f"at {fmax:.3g} eV/Å; use float64 or a larger fmax"
+        )
     else:
         reason = f"{n_steps} evaluations, fmax {fmax:.3g} > {limits['fmax']:g} eV/Å"
-    return RelaxInfo(converged=converged, n_steps=n_steps, fmax=fmax,
-                     energy=float(progress.energy), reason=reason)
+    return RelaxInfo(
+        converged=converged,
+        n_steps=n_steps,
+        fmax=fmax,
+        energy=float(progress.energy),
+        reason=reason,
+    )
 
 
 def _raise_if_broken(progress):
@@ -166,5 +214,7 @@ def _raise_if_broken(progress):
     atoms = np.flatnonzero(np.asarray(progress.broken))
     what = f"the forces on atoms {atoms[:10].tolist()}" if len(atoms) else "the energy"
     raise NumericalError(
-        f"{what} {'are' if len(atoms) else 'is'} not finite", fix="look for atoms on top of each "
-        "other or elements the model does not know", where=f"relax, step {int(progress.n_steps)}")
+        f"{what} {'are' if len(atoms) else 'is'} not finite",
+        fix="look for atoms on top of each other or elements the model does not know",
+        where=f"relax, step {int(progress.n_steps)}",
+    )

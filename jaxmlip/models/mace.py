@@ -66,7 +66,8 @@ class MACE(nn.Module):
         width = self.readout_width
         energies = self.scale * read_scalar("energy", layers, width) + self.shift
         return energy_prediction(system, energies, known) | response_predictions(
-            system, layers, width, dipole=self.dipole, polarizability=self.polarizability)
+            system, layers, width, dipole=self.dipole, polarizability=self.polarizability
+        )
 
     def _edges(self, system):
         vectors = edge_vectors(system)

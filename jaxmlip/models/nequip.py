@@ -70,8 +70,12 @@ class NequIP(nn.Module):
             features = self._layer(i, system, features, species, harmonics, basis)
         energies = self._energies(features, species)
         return energy_prediction(system, energies, known) | response_predictions(
-            system, [features], self.readout_width,
-            dipole=self.dipole, polarizability=self.polarizability)
+            system,
+            [features],
+            self.readout_width,
+            dipole=self.dipole,
+            polarizability=self.polarizability,
+        )
 
     def _edges(self, system):
         vectors = edge_vectors(system)
@@ -124,7 +128,8 @@ class NequIP(nn.Module):
         hidden = Linear(width, keep=((0, 1),), name="hidden")(features)[0, 1][:, 0]
         energies = ScalarReadout(name="energy")(hidden)
         by_element = lambda x: of_species(
-            jnp.asarray(np.broadcast_to(x, len(self.elements)), energies.dtype), species)
+            jnp.asarray(np.broadcast_to(x, len(self.elements)), energies.dtype), species
+        )
         return by_element(self.scale) * energies + by_element(self.shift)
 
 

@@ -82,8 +82,9 @@ class ZBL(nn.Module):
     def __call__(self, system: System):
         z = np.asarray(self.elements, float)
         power = z**ZBL_EXPONENT
-        charges, inverse = _by_pair(self, system, charges=np.outer(z, z),
-                                    inverse=np.add.outer(power, power) / ZBL_LENGTH)
+        charges, inverse = _by_pair(
+            self, system, charges=np.outer(z, z), inverse=np.add.outer(power, power) / ZBL_LENGTH
+        )
 
         def curve(r):
             x = r * inverse
@@ -103,9 +104,11 @@ def _by_pair(model, system, **tables):
     for name, table in tables.items():
         table = np.asarray(table, float)
         if table.shape not in ((), (n, n)) or not np.array_equal(table, table.T):
-            raise UsageError(f"{name} has shape {table.shape}; expected one number or a symmetric "
-                             f"table of {n} x {n}, in the order of elements",
-                             where=type(model).__name__)
+            raise UsageError(
+                f"{name} has shape {table.shape}; expected one number or a symmetric "
+                f"table of {n} x {n}, in the order of elements",
+                where=type(model).__name__,
+            )
         table = jnp.asarray(np.broadcast_to(table, (n, n)), system.positions.dtype)
         out.append(table[pair])
     return out

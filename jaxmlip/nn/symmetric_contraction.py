@@ -63,6 +63,7 @@ def _times_harmonics(lower, l_max, l2, degree):
 
 def tensor_weights(l_max, degree):
     """Squared norm, as a symmetric tensor, of each monomial."""
+
     def permutations(key):
         n = factorial(degree)
         for i in set(key):
@@ -107,10 +108,18 @@ def plan(l_max: int, correlation: int, targets: tuple):
             used[nu - 1] |= {k[:-1] for k in used[nu]}
     used[1] = set(monomials(l_max, 1))
     place = {nu: {k: i for i, k in enumerate(sorted(used[nu]))} for nu in used}
-    factors = {nu: np.array([(place[nu - 1][k[:-1]], k[-1]) for k in place[nu]], np.int32)
-               for nu in range(2, correlation + 1)}
-    tables = {nu: {t: bases[nu][t][:, :, [monomials(l_max, nu)[k] for k in place[nu]]]
-                   for t in targets if t in bases[nu]} for nu in place}
+    factors = {
+        nu: np.array([(place[nu - 1][k[:-1]], k[-1]) for k in place[nu]], np.int32)
+        for nu in range(2, correlation + 1)
+    }
+    tables = {
+        nu: {
+            t: bases[nu][t][:, :, [monomials(l_max, nu)[k] for k in place[nu]]]
+            for t in targets
+            if t in bases[nu]
+        }
+        for nu in place
+    }
     return factors, tables
 
 
@@ -146,8 +155,10 @@ class SymmetricContraction(nn.Module):
                 rows = basis[nu, target]
                 w = self.param(name, init, (self.n_species, n, c)).astype(rows[0][0].dtype)
                 w = of_species(w, species)
-                total += jnp.stack([sum(w[:, k] * rows[k][m] for k in range(n))
-                                    for m in range(2 * target[0] + 1)], 1)
+                total += jnp.stack(
+                    [sum(w[:, k] * rows[k][m] for k in range(n)) for m in range(2 * target[0] + 1)],
+                    1,
+                )
         return total
 
 
@@ -161,8 +172,11 @@ def _unrolled(x, factors, tables):
     for nu, steps in factors.items():
         powers[nu] = [powers[nu - 1][parent] * powers[1][a] for parent, a in steps]
     combine = lambda row, nu: sum(float(row[q]) * powers[nu][q] for q in np.flatnonzero(row))
-    return {(nu, key): [[combine(row, nu) for row in rows] for rows in table]
-            for nu in tables for key, table in tables[nu].items()}
+    return {
+        (nu, key): [[combine(row, nu) for row in rows] for rows in table]
+        for nu in tables
+        for key, table in tables[nu].items()
+    }
 
 
 def _matrix_product(x, factors, tables):

@@ -50,8 +50,9 @@ def convolve(system: System, features, harmonics, weights, couplings) -> dict:
     by_path = jax.lax.split(weights, sizes, axis=weights.ndim - 1)
     out: dict = {}
     for weight, (sender, l, target) in zip(by_path, couplings, strict=True):
-        table = jnp.asarray(sqrt(2 * target[0] + 1) * clebsch_gordan(sender[0], l, target[0]),
-                            harmonics[l].dtype)
+        table = jnp.asarray(
+            sqrt(2 * target[0] + 1) * clebsch_gordan(sender[0], l, target[0]), harmonics[l].dtype
+        )
         factors = jnp.einsum("amb,...m->...ab", table, harmonics[l])
         values = weight[..., None, :] * sent[sender]
         out.setdefault(target, []).append(sum_edges(system, values, factors))

@@ -16,8 +16,14 @@ class Calculator(PotentialCalculator):
     def __init__(self, model, *, dtype=None, **kwargs):
         path = path_of(model)
         potential, params, card = checkpoint.load(path)
-        super().__init__(potential, params, dtype=dtype, elements=card.get("elements"),
-                         name=card.get("name", path.stem), **kwargs)
+        super().__init__(
+            potential,
+            params,
+            dtype=dtype,
+            elements=card.get("elements"),
+            name=card.get("name", path.stem),
+            **kwargs,
+        )
         self._neutral_only = not card["fields"].get("charge_spin", False)
 
     def system(self, atoms):
@@ -27,5 +33,7 @@ class Calculator(PotentialCalculator):
             raise ModelError(
                 f"model '{self.name}' knows neutral singlets only; the structure has charge "
                 f"{atoms.info.get('charge', 0)} and multiplicity {atoms.info.get('spin', 1)}",
-                code="JM509", fix="a model with an embedding of charge and spin")
+                code="JM509",
+                fix="a model with an embedding of charge and spin",
+            )
         return super().system(atoms)

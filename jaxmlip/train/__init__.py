@@ -2,8 +2,12 @@
 
 from importlib import import_module
 
-_HOME = {"train": "loop", "evaluate": "accuracy", "evaluate_model": "accuracy",
-         "read_config": "config"}
+_HOME = {
+    "train": "loop",
+    "evaluate": "accuracy",
+    "evaluate_model": "accuracy",
+    "read_config": "config",
+}
 __all__ = list(_HOME)
 
 

@@ -18,8 +18,11 @@ PREDICTED = ("energy", "forces", "stress", "dipole", "polarizability", "charges"
 def metric_sums(apply: Callable, terms: dict[str, Term]) -> Callable:
     """`sums = f(params, system, labels)`, compiled once per padded shape."""
     prediction = labelled_prediction(apply, terms)
-    return jax.jit(lambda params, system, labels:
-                   loss(prediction(params, system), labels, system, terms=terms)[1])
+    return jax.jit(
+        lambda params, system, labels: loss(
+            prediction(params, system), labels, system, terms=terms
+        )[1]
+    )
 
 
 def add_up(sums_of: Callable, params, frames, buckets) -> dict:
@@ -30,8 +33,16 @@ def add_up(sums_of: Callable, params, frames, buckets) -> dict:
     return total
 
 
-def evaluate(potential, params, frames, *, labels=None, reference_energies=None,
-             batch_atoms: int = 512, n_buckets: int = 1) -> dict[str, float]:
+def evaluate(
+    potential,
+    params,
+    frames,
+    *,
+    labels=None,
+    reference_energies=None,
+    batch_atoms: int = 512,
+    n_buckets: int = 1,
+) -> dict[str, float]:
     """{'forces_mae_meV_per_A': ..., 'n_frames': ...} of [(System, labels)].
 
     labels: which to compare (default: all that the frames have and the potential predicts).
@@ -42,8 +53,7 @@ def evaluate(potential, params, frames, *, labels=None, reference_energies=None,
     frames = [(s, {k: v for k, v in known.items() if k in terms}) for s, known in frames]
     buckets = make_buckets(frames, n_buckets=n_buckets, max_atoms=batch_atoms)
     sums = add_up(metric_sums(potential.apply, terms), params, frames, buckets)
-    return summary(sums) | {"n_frames": len(frames),
-                            "n_atoms": sum(s.n_atoms for s, _ in frames)}
+    return summary(sums) | {"n_frames": len(frames), "n_atoms": sum(s.n_atoms for s, _ in frames)}
 
 
 def evaluate_model(path, data, *, keys=None, labels=None, batch_atoms: int = 512) -> dict:
@@ -53,10 +63,16 @@ def evaluate_model(path, data, *, keys=None, labels=None, batch_atoms: int = 512
     _, params, card = checkpoint.load(path)
     reference = {int(z): float(e) for z, e in (card.get("reference_energies") or {}).items()}
     bare = checkpoint.potential_of(card | {"reference_energies": {}})
-    frames = read_labelled(data, bare.cutoff, keys=keys, needed=labels or (),
-                           dtype=np.dtype(card.get("dtype", "float32")))
-    return evaluate(bare, params, frames, labels=labels, reference_energies=reference,
-                    batch_atoms=batch_atoms)
+    frames = read_labelled(
+        data,
+        bare.cutoff,
+        keys=keys,
+        needed=labels or (),
+        dtype=np.dtype(card.get("dtype", "float32")),
+    )
+    return evaluate(
+        bare, params, frames, labels=labels, reference_energies=reference, batch_atoms=batch_atoms
+    )
 
 
 def without_references(frames, reference: dict[int, float] | None):
@@ -65,8 +81,7 @@ def without_references(frames, reference: dict[int, float] | None):
         return list(frames)
     energies = [labels["energy"][0] for _, labels in frames]
     rest = remove_reference_energies([s.numbers for s, _ in frames], energies, reference)
-    return [(s, labels | {"energy": e[None]})
-            for (s, labels), e in zip(frames, rest, strict=True)]
+    return [(s, labels | {"energy": e[None]}) for (s, labels), e in zip(frames, rest, strict=True)]
 
 
 def _comparable(potential, params, frames):
@@ -74,7 +89,10 @@ def _comparable(potential, params, frames):
     able = {*out, "forces", "stress"}
     chosen = [name for name in PREDICTED if name in frames[0][1] and name in able]
     if not chosen:
-        raise DataError(f"the frames have labels {sorted(frames[0][1])}, the potential predicts "
-                        f"{sorted(able)}: nothing to compare", code="JM220",
-                        fix="name the keys of the labels")
+        raise DataError(
+            f"the frames have labels {sorted(frames[0][1])}, the potential predicts "
+            f"{sorted(able)}: nothing to compare",
+            code="JM220",
+            fix="name the keys of the labels",
+        )
     return chosen

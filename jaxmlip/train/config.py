@@ -85,8 +85,9 @@ def read_config(path, *, overrides: dict | None = None) -> Config:
         text = path.read_text()
         values, lines = yaml.safe_load(text) or {}, _lines(yaml.compose(text), path)
     except OSError as error:
-        raise UsageError(f"cannot read the configuration: {error.strerror}",
-                         where=str(path)) from error
+        raise UsageError(
+            f"cannot read the configuration: {error.strerror}", where=str(path)
+        ) from error
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from error
     if not isinstance(values, dict):
@@ -94,8 +95,9 @@ def read_config(path, *, overrides: dict | None = None) -> Config:
     given = _dotted(overrides or {})
     for key, value in given.items():
         _put(values, key.split("."), value)
-    where = lambda key: (f"override {key}" if key in given else
-                         f"{path}:{lines[key]}" if key in lines else str(path))
+    where = lambda key: (
+        f"override {key}" if key in given else f"{path}:{lines[key]}" if key in lines else str(path)
+    )
     config = _section(Config, values, "", where)
     return _resolved(config, path.resolve().parent, where)
 
@@ -106,8 +108,10 @@ def _lines(node, path, prefix=""):
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name = f"{prefix}{key.value}"
         if name in out:
-            raise UsageError(f"'{name}' is given twice (first in line {out[name]})",
-                             where=f"{path}:{key.start_mark.line + 1}")
+            raise UsageError(
+                f"'{name}' is given twice (first in line {out[name]})",
+                where=f"{path}:{key.start_mark.line + 1}",
+            )
         out[name] = key.start_mark.line + 1
         out |= _lines(value, path, f"{name}.")
     return out
@@ -130,19 +134,25 @@ def _put(values, keys, value):
 def _section(cls, values, prefix, where):
     known = {f.name: f for f in fields(cls)}
     if not isinstance(values, dict):
-        raise UsageError(f"'{prefix[:-1]}' must hold keys, got {values!r}",
-                         where=where(prefix[:-1]))
+        raise UsageError(
+            f"'{prefix[:-1]}' must hold keys, got {values!r}", where=where(prefix[:-1])
+        )
     for key in values:
         if key not in known:
-            raise UsageError(f"unknown key '{prefix}{key}'.{did_you_mean(key, known)}",
-                             where=where(f"{prefix}{key}"), fix=f"one of {', '.join(known)}")
+            raise UsageError(
+                f"unknown key '{prefix}{key}'.{did_you_mean(key, known)}",
+                where=where(f"{prefix}{key}"),
+                fix=f"one of {', '.join(known)}",
+            )
     out = {}
     for name, spec in known.items():
         if name in values:
             key = f"{prefix}{name}"
-            out[name] = (_section(SECTIONS[name], values[name], f"{name}.", where)
-                         if name in SECTIONS and not prefix
-                         else _value(spec, values[name], key, where))
+            out[name] = (
+                _section(SECTIONS[name], values[name], f"{name}.", where)
+                if name in SECTIONS and not prefix
+                else _value(spec, values[name], key, where)
+            )
         elif spec.default is MISSING and spec.default_factory is MISSING:
             raise UsageError(f"'{prefix}{name}' is missing", where=where(prefix[:-1]))
     return cls(**out)
@@ -159,8 +169,11 @@ def _value(spec, value, key, where):
         names = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
         raise UsageError(f"'{key}' must be {names}, got {value!r}", where=where(key))
     if key in CHOICES and value not in CHOICES[key]:
-        raise UsageError(f"'{key}' is {value!r}.{did_you_mean(value, CHOICES[key])}",
-                         where=where(key), fix=f"one of {', '.join(CHOICES[key])}")
+        raise UsageError(
+            f"'{key}' is {value!r}.{did_you_mean(value, CHOICES[key])}",
+            where=where(key),
+            fix=f"one of {', '.join(CHOICES[key])}",
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(spec.metadata, value, key, where)
     return value
@@ -168,19 +181,26 @@ def _value(spec, value, key, where):
 
 def _check_range(limits, value, key, where):
     above, least, most = (limits.get(k) for k in ("above", "least", "most"))
-    sound = ((above is None or value > above) and (least is None or value >= least)
-             and (most is None or value <= most))
+    sound = (
+        (above is None or value > above)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
     if not sound:
-        words = [f"{word} {limit}" for word, limit in
-                 (("above", above), ("at least", least), ("at most", most)) if limit is not None]
+        words = [
+            f"{word} {limit}"
+            for word, limit in (("above", above), ("at least", least), ("at most", most))
+            if limit is not None
+        ]
         raise UsageError(f"'{key}' is {value}, must be {' and '.join(words)}", where=where(key))
 
 
 def _resolved(config, folder, where):
     """Paths made absolute, data files seen to exist, the cutoff and the loss checked."""
     from_file = lambda p: None if p is None else str((folder / Path(p).expanduser()).resolve())
-    data = replace(config.data, train=from_file(config.data.train),
-                   valid=from_file(config.data.valid))
+    data = replace(
+        config.data, train=from_file(config.data.train), valid=from_file(config.data.valid)
+    )
     for name in ("train", "valid"):
         file = getattr(data, name)
         if file is not None and not Path(file).is_file():
@@ -188,8 +208,10 @@ def _resolved(config, folder, where):
     _check_fields(config.model, where)
     cutoff = config.model.fields.get("cutoff")
     if not isinstance(cutoff, int | float) or not cutoff > 0:
-        raise UsageError(f"'model.fields.cutoff' is {cutoff}, must be a length above 0 in Å",
-                         where=where("model.fields.cutoff"))
+        raise UsageError(
+            f"'model.fields.cutoff' is {cutoff}, must be a length above 0 in Å",
+            where=where("model.fields.cutoff"),
+        )
     if not weights(config):
         raise UsageError("every weight of the loss is zero", where=where("loss"))
     return replace(config, data=data, output=from_file(config.output))
@@ -199,17 +221,22 @@ def _check_fields(model: Model, where):
     """Names and kinds of the fields of the architecture, before anything is written."""
     known = models.architectures()
     if model.architecture not in known:
-        raise UsageError(f"unknown architecture '{model.architecture}'."
-                         f"{did_you_mean(model.architecture, known)}",
-                         where=where("model.architecture"), fix=f"one of {', '.join(known)}")
+        raise UsageError(
+            f"unknown architecture '{model.architecture}'."
+            f"{did_you_mean(model.architecture, known)}",
+            where=where("model.architecture"),
+            fix=f"one of {', '.join(known)}",
+        )
     specs = known[model.architecture].__dataclass_fields__
     allowed = [name for name in specs if name not in ("parent", "name")]
     for name, value in model.fields.items():
         key = f"model.fields.{name}"
         if name not in allowed:
-            raise UsageError(f"{model.architecture} has no field '{name}'."
-                             f"{did_you_mean(name, allowed)}", where=where(key),
-                             fix=f"one of {', '.join(allowed)}")
+            raise UsageError(
+                f"{model.architecture} has no field '{name}'.{did_you_mean(name, allowed)}",
+                where=where(key),
+                fix=f"one of {', '.join(allowed)}",
+            )
         default = specs[name].default
         number = isinstance(default, int | float) and not isinstance(default, bool)
         if number and (isinstance(value, bool) or not isinstance(value, int | float | list)):
@@ -227,5 +254,8 @@ def weights(config: Config) -> dict[str, float]:
 def changes(old: dict, new: dict) -> list[str]:
     """'key: old -> new' of every difference that makes it another run."""
     old, new = _dotted(old), _dotted(new)
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old.keys() | new.keys())
-            if key.split(".")[0] not in MAY_CHANGE and old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in MAY_CHANGE and old.get(key) != new.get(key)
+    ]

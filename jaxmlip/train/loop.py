@@ -51,8 +51,13 @@ class Position:
     finished: bool = False
 
 
-def train(config_path, *, overrides: dict | None = None, resume: bool = True,
-          progress: Callable[[dict], None] | None = None) -> Path:
+def train(
+    config_path,
+    *,
+    overrides: dict | None = None,
+    resume: bool = True,
+    progress: Callable[[dict], None] | None = None,
+) -> Path:
     """Trains the model of a configuration file; returns the path of the best one.
 
     progress is called with events {"event": "start" | "step" | "epoch" | "warning" | "done", ...}.
@@ -65,8 +70,11 @@ def train(config_path, *, overrides: dict | None = None, resume: bool = True,
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"cannot make the output folder: {error.strerror}", where=str(output),
-                            fix="another `output`, in a folder that can be written") from error
+        raise ResourceError(
+            f"cannot make the output folder: {error.strerror}",
+            where=str(output),
+            fix="another `output`, in a folder that can be written",
+        ) from error
     for half_written in output.glob("*.partial"):
         half_written.unlink()
     run = prepare(config)
@@ -105,7 +113,7 @@ def start(run: Run, *, resume: bool, report):
 def run_epoch(run: Run, state, at: Position, *, stop, report):
     """The rest of this epoch, or of the planned hours."""
     atoms = [s.n_atoms for s, _ in run.train]
-    todo = iter(plan(run.buckets, atoms, seed=run.config.seed, epoch=at.epoch)[at.batch:])
+    todo = iter(plan(run.buckets, atoms, seed=run.config.seed, epoch=at.epoch)[at.batch :])
     ready, clock, saved = _next(run, todo), time.monotonic(), time.monotonic()
     while ready is not None and not _out_of_time(run.config, at):
         rate = rate_at(run, at)
@@ -114,11 +122,25 @@ def run_epoch(run: Run, state, at: Position, *, stop, report):
         metrics = jax.device_get(metrics)
         _check_finite(metrics, at)
         now = time.monotonic()
-        at = replace(at, batch=at.batch + 1, step=at.step + 1, seconds=at.seconds + now - clock,
-                     sums=_plain(add_sums(at.sums, metrics["sums"])))
+        at = replace(
+            at,
+            batch=at.batch + 1,
+            step=at.step + 1,
+            seconds=at.seconds + now - clock,
+            sums=_plain(add_sums(at.sums, metrics["sums"])),
+        )
         clock = now
-        report({"event": "step", "step": at.step, "steps": run.steps, "epoch": at.epoch + 1,
-                "loss": float(metrics["loss"]), "learning_rate": rate, "seconds": at.seconds})
+        report(
+            {
+                "event": "step",
+                "step": at.step,
+                "steps": run.steps,
+                "epoch": at.epoch + 1,
+                "loss": float(metrics["loss"]),
+                "learning_rate": rate,
+                "seconds": at.seconds,
+            }
+        )
         if stop.is_set():
             _interrupt(run, state, at)
         if now - saved > 60 * run.config.checkpoint_minutes:
@@ -135,16 +157,27 @@ def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
     value, accuracy = mean_loss(sums, run.terms), summary(sums)
     best = np.isfinite(value) and (at.best is None or value < at.best)
     event = {
-        "event": "epoch", "epoch": at.epoch + 1, "step": at.step,
+        "event": "epoch",
+        "epoch": at.epoch + 1,
+        "step": at.step,
         "learning_rate": rate_at(run, at),
-        "train_loss": mean_loss(at.sums, run.terms) if at.sums else None, "valid_loss": value,
-        "train": summary(at.sums or {}), "valid": accuracy, "best": bool(best),
+        "train_loss": mean_loss(at.sums, run.terms) if at.sums else None,
+        "valid_loss": value,
+        "train": summary(at.sums or {}),
+        "valid": accuracy,
+        "best": bool(best),
     }
     card = run.card | {"accuracy": accuracy, "epoch": at.epoch + 1}
     for name in (MODEL, LAST) if best else (LAST,):
         checkpoint.save(Path(run.config.output) / name, card, params)
-    at = replace(at, epoch=at.epoch + 1, batch=0, sums=None, best=value if best else at.best,
-                 seconds=at.seconds + time.monotonic() - begun)
+    at = replace(
+        at,
+        epoch=at.epoch + 1,
+        batch=0,
+        sums=None,
+        best=value if best else at.best,
+        seconds=at.seconds + time.monotonic() - begun,
+    )
     at = replace(at, finished=_over(run, at))
     event["seconds"] = round(at.seconds, 3)
     with open(Path(run.config.output) / METRICS, "a") as f:
@@ -157,8 +190,9 @@ def rate_at(run: Run, at: Position) -> float:
     """The learning rate of the next step: by the planned steps or hours, whichever is nearer."""
     o, hours = run.config.optimizer, run.config.hours
     fraction = max(at.step / run.steps, at.seconds / (3600 * hours) if hours else 0.0)
-    return learning_rate(at.step, fraction, peak=o.learning_rate, warmup=o.warmup_steps,
-                         floor=o.floor)
+    return learning_rate(
+        at.step, fraction, peak=o.learning_rate, warmup=o.warmup_steps, floor=o.floor
+    )
 
 
 def _over(run, at):
@@ -183,8 +217,10 @@ def _check_finite(metrics, at):
         raise NumericalError(
             f"the loss or its gradient was not finite in {BAD_STEPS} steps in a row (last loss "
             f"{float(metrics['loss'])}, gradient norm {float(metrics['gradient'])})",
-            where=f"step {at.step + 1}", code="JM302",
-            fix="lower optimizer.learning_rate, or look for outliers in the data")
+            where=f"step {at.step + 1}",
+            code="JM302",
+            fix="lower optimizer.learning_rate, or look for outliers in the data",
+        )
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -197,8 +233,11 @@ def _save(run, state, at):
 
 def _interrupt(run, state, at):
     _save(run, state, at)
-    raise Interrupted(f"stopped by a signal after step {at.step}; the state is saved",
-                      where=run.config.output, fix="run the same command again to resume")
+    raise Interrupted(
+        f"stopped by a signal after step {at.step}; the state is saved",
+        where=run.config.output,
+        fix="run the same command again to resume",
+    )
 
 
 def _check_same_run(record, run):
@@ -206,9 +245,12 @@ def _check_same_run(record, run):
     asked = asdict(run.config) | {"data_hashes": run.card["data"]}
     difference = changes(saved, json.loads(json.dumps(asked)))
     if difference:
-        raise UsageError("the checkpoint belongs to another configuration: "
-                         + "; ".join(difference), where=run.config.output, code="JM103",
-                         fix="undo the change, use another output, or start afresh (resume off)")
+        raise UsageError(
+            "the checkpoint belongs to another configuration: " + "; ".join(difference),
+            where=run.config.output,
+            code="JM103",
+            fix="undo the change, use another output, or start afresh (resume off)",
+        )
 
 
 def _forget(run):
@@ -252,26 +294,40 @@ def stop_signals():
 def _introduction(run, state, at):
     size = sum(x.size for x in jax.tree.leaves(state.params))
     shapes = [[b.n_atoms, b.n_graphs, b.n_neighbors] for b in run.buckets]
-    return {"event": "start", "n_train": len(run.train), "n_valid": len(run.valid),
-            "n_parameters": size, "steps": run.steps, "step": at.step, "epoch": at.epoch,
-            "buckets": shapes, "padding": run.padding, "fields": run.card["fields"],
-            "reference_energies": run.card["reference_energies"]}
+    return {
+        "event": "start",
+        "n_train": len(run.train),
+        "n_valid": len(run.valid),
+        "n_parameters": size,
+        "steps": run.steps,
+        "step": at.step,
+        "epoch": at.epoch,
+        "buckets": shapes,
+        "padding": run.padding,
+        "fields": run.card["fields"],
+        "reference_energies": run.card["reference_energies"],
+    }
 
 
 def to_stderr(event: dict) -> None:
     """One line an epoch."""
     kind = event["event"]
     if kind == "start":
-        line = (f"{event['n_train']} training and {event['n_valid']} validation structures, "
-                f"{event['n_parameters']} parameters, {event['steps']} steps, "
-                f"{100 * event['padding']:.0f} % padding; compiling {len(event['buckets'])} "
-                f"shape(s), the first step can take a minute")
+        line = (
+            f"{event['n_train']} training and {event['n_valid']} validation structures, "
+            f"{event['n_parameters']} parameters, {event['steps']} steps, "
+            f"{100 * event['padding']:.0f} % padding; compiling {len(event['buckets'])} "
+            f"shape(s), the first step can take a minute"
+        )
     elif kind == "epoch":
-        errors = "  ".join(f"{k.replace('_mae_', ' ')} {v:.4g}"
-                           for k, v in event["valid"].items() if "_mae_" in k)
-        line = (f"epoch {event['epoch']}  loss {event['train_loss'] or np.nan:.4g}  "
-                f"valid {event['valid_loss']:.4g}{'*' if event['best'] else ' '}  {errors}  "
-                f"lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s")
+        errors = "  ".join(
+            f"{k.replace('_mae_', ' ')} {v:.4g}" for k, v in event["valid"].items() if "_mae_" in k
+        )
+        line = (
+            f"epoch {event['epoch']}  loss {event['train_loss'] or np.nan:.4g}  "
+            f"valid {event['valid_loss']:.4g}{'*' if event['best'] else ' '}  {errors}  "
+            f"lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s"
+        )
     elif kind in ("warning", "done"):
         line = event.get("message") or f"done: {event['model']}"
     else:

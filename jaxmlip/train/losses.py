@@ -13,8 +13,12 @@ import numpy as np
 from jaxmlip.system import Array, System, sum_atoms
 
 UNITS = {  # factor from eV, Å, e and name of what is reported
-    "energy": (1e3, "meV_per_atom"), "forces": (1e3, "meV_per_A"), "stress": (1e3, "meV_per_A3"),
-    "dipole": (1.0, "eA"), "polarizability": (1.0, "e2A2_per_eV"), "charges": (1.0, "e"),
+    "energy": (1e3, "meV_per_atom"),
+    "forces": (1e3, "meV_per_A"),
+    "stress": (1e3, "meV_per_A3"),
+    "dipole": (1.0, "eA"),
+    "polarizability": (1.0, "e2A2_per_eV"),
+    "charges": (1.0, "e"),
 }
 
 

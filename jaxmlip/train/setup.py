@@ -57,17 +57,28 @@ def prepare(config: Config) -> Run:
     train, valid = read_data(config, needed=tuple(terms))
     card = make_card(config, train, terms)
     potential = checkpoint.potential_of(card | {"reference_energies": {}})
-    train, valid = (_only(without_references(f, card["reference_energies"]), terms)
-                    for f in (train, valid))
+    train, valid = (
+        _only(without_references(f, card["reference_energies"]), terms) for f in (train, valid)
+    )
     buckets = make_buckets(train, n_buckets=config.buckets, max_atoms=config.batch_atoms)
     per_epoch = len(plan(buckets, [s.n_atoms for s, _ in train], seed=config.seed))
     o = config.optimizer
     optimizer = adam(clip=o.clip, weight_decay=o.weight_decay, amsgrad=o.amsgrad)
     init, step = training(potential, terms, optimizer=optimizer, ema=o.ema)
-    return Run(config=config, card=card, terms=terms, potential=potential, train=train,
-               valid=valid, buckets=buckets, steps=config.epochs * per_epoch, init=init, step=step,
-               valid_buckets=make_buckets(valid, n_buckets=1, max_atoms=config.batch_atoms),
-               sums=metric_sums(potential.apply, terms))
+    return Run(
+        config=config,
+        card=card,
+        terms=terms,
+        potential=potential,
+        train=train,
+        valid=valid,
+        buckets=buckets,
+        steps=config.epochs * per_epoch,
+        init=init,
+        step=step,
+        valid_buckets=make_buckets(valid, n_buckets=1, max_atoms=config.batch_atoms),
+        sums=metric_sums(potential.apply, terms),
+    )
 
 
 def make_terms(config: Config) -> dict[str, Term]:
@@ -86,9 +97,13 @@ def make_terms(config: Config) -> dict[str, Term]:
 
 def read_data(config: Config, *, needed):
     """(training frames, validation frames); a split is written beside the run and used again."""
-    read = lambda path: read_labelled(path, float(config.model.fields["cutoff"]),
-                                      keys=config.data.keys, needed=needed,
-                                      dtype=np.dtype(config.dtype))
+    read = lambda path: read_labelled(
+        path,
+        float(config.model.fields["cutoff"]),
+        keys=config.data.keys,
+        needed=needed,
+        dtype=np.dtype(config.dtype),
+    )
     frames = read(config.data.train)
     if config.data.valid is not None:
         return frames, read(config.data.valid)
@@ -99,8 +114,11 @@ def read_data(config: Config, *, needed):
         save_split(path, part)
     part = load_split(path)
     if sum(map(len, part.values())) != len(frames):
-        raise UsageError(f"the split is of {sum(map(len, part.values()))} frames, the data have "
-                         f"{len(frames)}", where=str(path), fix="use another output folder")
+        raise UsageError(
+            f"the split is of {sum(map(len, part.values()))} frames, the data have {len(frames)}",
+            where=str(path),
+            fix="use another output folder",
+        )
     return [frames[i] for i in part["train"]], [frames[i] for i in part["valid"]]
 
 
@@ -118,7 +136,8 @@ def make_card(config: Config, train, terms) -> dict:
         reference = fit_reference_energies([s.numbers for s in systems], energies)
     scale = rms([labels["forces"] for _, labels in train if "forces" in labels])
     decided = {
-        "elements": elements, "avg_num_neighbors": max(average_neighbors(systems), 1e-3),
+        "elements": elements,
+        "avg_num_neighbors": max(average_neighbors(systems), 1e-3),
         "scale": scale if np.isfinite(scale) and scale > 0 else 1.0,
         "dipole": "dipole" in terms or "charges" in terms,
         "polarizability": "polarizability" in terms,
@@ -126,22 +145,36 @@ def make_card(config: Config, train, terms) -> dict:
     allowed = _fields(config.model.architecture)
     given = config.model.fields
     fields = {k: v for k, v in decided.items() if k in allowed} | given
-    return {**config.card, "architecture": config.model.architecture, "fields": fields,
-            "elements": elements, "cutoff": float(given["cutoff"]),
-            "reference_energies": reference, "dtype": config.dtype,
-            "units": {"energy": "eV", "length": "Å", "charge": "e"},
-            "data": {name: {"file": Path(path).name, "sha256": file_hash(path)}
-                     for name, path in (("train", config.data.train), ("valid", config.data.valid))
-                     if path is not None},
-            "training": {"loss": asdict(config.loss), "optimizer": asdict(config.optimizer),
-                         "seed": config.seed, "batch_atoms": config.batch_atoms}}
+    return {
+        **config.card,
+        "architecture": config.model.architecture,
+        "fields": fields,
+        "elements": elements,
+        "cutoff": float(given["cutoff"]),
+        "reference_energies": reference,
+        "dtype": config.dtype,
+        "units": {"energy": "eV", "length": "Å", "charge": "e"},
+        "data": {
+            name: {"file": Path(path).name, "sha256": file_hash(path)}
+            for name, path in (("train", config.data.train), ("valid", config.data.valid))
+            if path is not None
+        },
+        "training": {
+            "loss": asdict(config.loss),
+            "optimizer": asdict(config.optimizer),
+            "seed": config.seed,
+            "batch_atoms": config.batch_atoms,
+        },
+    }
 
 
 def _fields(architecture):
     if architecture not in models.__all__:
-        raise UsageError(f"unknown architecture '{architecture}'."
-                         f"{did_you_mean(architecture, models.__all__)}",
-                         where="model.architecture", fix=f"one of {', '.join(models.__all__)}")
+        raise UsageError(
+            f"unknown architecture '{architecture}'.{did_you_mean(architecture, models.__all__)}",
+            where="model.architecture",
+            fix=f"one of {', '.join(models.__all__)}",
+        )
     return getattr(models, architecture).__dataclass_fields__
 
 

@@ -35,8 +35,11 @@ def save_state(folder, state, position: dict, *, step: int) -> Path:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write the checkpoint: {error.strerror}", where=str(path),
-                            fix="free some space; the previous checkpoint is untouched") from error
+        raise ResourceError(
+            f"cannot write the checkpoint: {error.strerror}",
+            where=str(path),
+            fix="free some space; the previous checkpoint is untouched",
+        ) from error
     for old in saved_states(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
@@ -87,8 +90,11 @@ def restore_state(template, arrays: dict):
         describe = lambda a: "missing" if a is None else f"{a.dtype}{list(a.shape)}"
         saved, wanted = describe(arrays.get(name)), describe(expected.get(name))
         if saved != wanted:
-            raise ResourceError(f"the checkpoint has {name} {saved}, this run needs {wanted}",
-                                code="JM403", fix="start afresh with resume off")
+            raise ResourceError(
+                f"the checkpoint has {name} {saved}, this run needs {wanted}",
+                code="JM403",
+                fix="start afresh with resume off",
+            )
     leaves, tree = jax.tree.flatten(template)
     saved = [jax.numpy.array(arrays[name]) for name in expected]
     return jax.tree.unflatten(tree, saved)
@@ -109,5 +115,9 @@ def _digest(arrays, text):
 
 
 def _damaged(path, why):
-    return ResourceError(f"the checkpoint is damaged: {why}", where=str(path), code="JM402",
-                         fix="delete it; an older whole one is used where there is one")
+    return ResourceError(
+        f"the checkpoint is damaged: {why}",
+        where=str(path),
+        code="JM402",
+        fix="delete it; an older whole one is used where there is one",
+    )

@@ -58,9 +58,12 @@ def training(potential, terms: dict[str, Term], *, optimizer, ema: float):
     def init(key, system) -> TrainState:
         params = cast(potential.init(key, system), system.positions.dtype)
         return TrainState(
-            params=params, average=jax.tree.map(jnp.zeros_like, params),
-            optimizer=optimizer.init(params), updates=jnp.zeros((), jnp.int32),
-            bad=jnp.zeros((), jnp.int32))
+            params=params,
+            average=jax.tree.map(jnp.zeros_like, params),
+            optimizer=optimizer.init(params),
+            updates=jnp.zeros((), jnp.int32),
+            bad=jnp.zeros((), jnp.int32),
+        )
 
     def step(state, system, labels, learning_rate):
         objective = lambda params: loss(prediction(params, system), labels, system, terms=terms)
@@ -68,8 +71,9 @@ def training(potential, terms: dict[str, Term], *, optimizer, ema: float):
         norm = optax.global_norm(slope)
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
         new = _updated(state, slope, learning_rate, optimizer, ema)
-        state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new,
-                             replace(state, bad=state.bad + 1))
+        state = jax.tree.map(
+            lambda a, b: jnp.where(ok, a, b), new, replace(state, bad=state.bad + 1)
+        )
         sums = jax.tree.map(lambda x: jnp.where(ok, x, 0), sums)
         return state, {"loss": value, "gradient": norm, "bad": state.bad, "sums": sums}
 
@@ -81,8 +85,13 @@ def _updated(state, slope, learning_rate, optimizer, ema):
     move = lambda p, u: p - (learning_rate * u).astype(p.dtype)
     params = jax.tree.map(move, state.params, updates)
     average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.average, params)
-    return TrainState(params=params, average=average, optimizer=memory,
-                      updates=state.updates + 1, bad=jnp.zeros_like(state.bad))
+    return TrainState(
+        params=params,
+        average=average,
+        optimizer=memory,
+        updates=state.updates + 1,
+        bad=jnp.zeros_like(state.bad),
+    )
 
 
 def averaged(state: TrainState, *, ema: float) -> dict:

@@ -52,7 +52,7 @@ def stretch_shares(vector, masses, positions, bonds):
 
 
 def label(vector, masses, positions, symbols, bonds=(), *, share: float = 0.8) -> str:
-    """"O0-H1 O0-H2 stretch" if stretches of `bonds` make up `share` of the mode, else its atoms.
+    """ "O0-H1 O0-H2 stretch" if stretches of `bonds` make up `share` of the mode, else its atoms.
 
     Where bonds are many (> 1.5 an atom) their stretches span nearly every motion and would say
     nothing: then only atoms are named.

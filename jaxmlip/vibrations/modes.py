@@ -34,8 +34,16 @@ class Modes:
         return int((self.frequencies_cm1 < 0).sum())
 
 
-def normal_modes(hessian, masses, positions, *, pbc=False, project: bool = True,
-                 linear_tolerance: float = 0.02, symmetry_tolerance: float = 1e-3) -> Modes:
+def normal_modes(
+    hessian,
+    masses,
+    positions,
+    *,
+    pbc=False,
+    project: bool = True,
+    linear_tolerance: float = 0.02,
+    symmetry_tolerance: float = 1e-3,
+) -> Modes:
     """Normal modes of `hessian` [n_atoms, 3, n_atoms, 3] (eV/Å²) for `masses` [n_atoms] (amu).
 
     positions: [n_atoms, 3] Å. pbc: one or three booleans; with any periodic axis only
@@ -47,24 +55,30 @@ def normal_modes(hessian, masses, positions, *, pbc=False, project: bool = True,
     n = len(positions)
     hessian = np.asarray(hessian, np.float64)
     if hessian.shape != (n, 3, n, 3) or np.shape(positions) != (n, 3):
-        raise DataError(f"hessian has shape {hessian.shape} and positions {np.shape(positions)}, "
-                        f"not ({n}, 3, {n}, 3) and ({n}, 3)")
+        raise DataError(
+            f"hessian has shape {hessian.shape} and positions {np.shape(positions)}, "
+            f"not ({n}, 3, {n}, 3) and ({n}, 3)"
+        )
     masses = checked_masses(masses, n)
     asymmetry = _check(hessian, positions, symmetry_tolerance)
     matrix = mass_weighted(hessian, masses)
     rotations = not np.any(pbc)
     rigid = rigid_motions(positions, masses, rotations=rotations, tolerance=linear_tolerance)
     rigid = rigid.reshape(-1, 3 * n)[: None if project else 0].T
-    rest = np.linalg.qr(rigid, mode="complete")[0][:, rigid.shape[1]:]
+    rest = np.linalg.qr(rigid, mode="complete")[0][:, rigid.shape[1] :]
     values, vectors = np.linalg.eigh(rest.T @ matrix @ rest)
     vectors = (rest @ vectors).T.reshape(-1, n, 3)
     displacements = vectors / np.sqrt(masses)[:, None]
     reduced = 1 / (displacements**2).sum((1, 2))
     return Modes(
-        frequencies_cm1=frequencies_cm1(values), vectors=vectors, displacements=displacements,
-        reduced_masses=reduced, force_constants=values * reduced,
+        frequencies_cm1=frequencies_cm1(values),
+        vectors=vectors,
+        displacements=displacements,
+        reduced_masses=reduced,
+        force_constants=values * reduced,
         rigid_frequencies_cm1=frequencies_cm1(np.linalg.eigvalsh(rigid.T @ matrix @ rigid)),
-        asymmetry=asymmetry, acoustic_sum=float(np.abs(hessian.sum(2)).max(initial=0)),
+        asymmetry=asymmetry,
+        acoustic_sum=float(np.abs(hessian.sum(2)).max(initial=0)),
     )
 
 
@@ -84,8 +98,10 @@ def frequencies_cm1(eigenvalues):
 def _check(hessian, positions, tolerance: float) -> float:
     bad = np.flatnonzero(~np.isfinite(hessian).all((1, 2, 3)))
     if len(bad):
-        raise NumericalError(f"the Hessian is not finite in the rows of {len(bad)} atoms, first "
-                             f"atom {bad[0]}", fix="look at the energy and forces of this geometry")
+        raise NumericalError(
+            f"the Hessian is not finite in the rows of {len(bad)} atoms, first atom {bad[0]}",
+            fix="look at the energy and forces of this geometry",
+        )
     if not np.isfinite(positions).all():
         raise NumericalError("positions are not finite")
     asymmetry = float(np.abs(hessian - hessian.transpose(2, 3, 0, 1)).max(initial=0))
@@ -94,5 +110,6 @@ def _check(hessian, positions, tolerance: float) -> float:
         raise NumericalError(
             f"the Hessian is not symmetric: max |H - H^T| = {asymmetry:.3g} eV/Å², limit "
             f"{tolerance:g} of max |H| = {largest:.3g} eV/Å²",
-            fix="use float64 (TF32 ruins curvature), or check that forces are minus the gradient")
+            fix="use float64 (TF32 ruins curvature), or check that forces are minus the gradient",
+        )
     return asymmetry

@@ -54,6 +54,8 @@ def checked_masses(masses, n_atoms: int):
         raise DataError(f"masses have shape {masses.shape}, the structure has {n_atoms} atoms")
     wrong = np.flatnonzero(~(np.isfinite(masses) & (masses > 0)))
     if len(wrong):
-        raise DataError(f"mass of atom {wrong[0]} is {masses[wrong[0]]} amu; it must be positive",
-                        fix="leave padding atoms out, or give the mass of the isotope")
+        raise DataError(
+            f"mass of atom {wrong[0]} is {masses[wrong[0]]} amu; it must be positive",
+            fix="leave padding atoms out, or give the mass of the isotope",
+        )
     return masses

@@ -50,8 +50,11 @@ def harmonic(frequencies_cm1, temperature: float) -> Contribution:
     filled = np.exp(-x) / -np.expm1(-x)  # not 1/expm1(x), which overflows for a stiff cold mode
     entropy = x * filled - np.log(-np.expm1(-x))
     capacity = x**2 * filled * (filled + 1)
-    return Contribution(float((quantum * (filled + 0.5)).sum()),
-                        float(units.kB * entropy.sum()), float(units.kB * capacity.sum()))
+    return Contribution(
+        float((quantum * (filled + 0.5)).sum()),
+        float(units.kB * entropy.sum()),
+        float(units.kB * capacity.sum()),
+    )
 
 
 def damped_rotor(*, crossover: float = 100.0, inertia: float = 602.2) -> Callable:
@@ -75,10 +78,19 @@ def damped_rotor(*, crossover: float = 100.0, inertia: float = 602.2) -> Callabl
     return vibration
 
 
-def ideal_gas(frequencies_cm1, masses, positions, *, temperature: float = 298.15,
-              pressure: float = units.bar, symmetry_number: int = 1, spin: int = 1,
-              potential_energy: float = 0.0, ignore_imaginary_below_cm1: float = 0.0,
-              vibration: Callable = harmonic) -> Thermochemistry:
+def ideal_gas(
+    frequencies_cm1,
+    masses,
+    positions,
+    *,
+    temperature: float = 298.15,
+    pressure: float = units.bar,
+    symmetry_number: int = 1,
+    spin: int = 1,
+    potential_energy: float = 0.0,
+    ignore_imaginary_below_cm1: float = 0.0,
+    vibration: Callable = harmonic,
+) -> Thermochemistry:
     """Thermochemistry of a molecule from its 3N-6 (3N-5, 0) frequencies, masses and positions.
 
     temperature K, pressure eV/Å³ (`units.bar`), potential_energy eV (moves U, H and G).
@@ -102,10 +114,19 @@ def ideal_gas(frequencies_cm1, masses, positions, *, temperature: float = 298.15
     energy = potential_energy + thermal
     enthalpy = energy + units.kB * temperature
     return Thermochemistry(
-        temperature=temperature, pressure=pressure, symmetry_number=symmetry_number, spin=spin,
-        zero_point_energy=zero_point_energy(real), internal_energy=energy, enthalpy=enthalpy,
-        entropy=entropy, gibbs_energy=enthalpy - temperature * entropy, heat_capacity_v=cv,
-        heat_capacity_p=cv + units.kB, n_imaginary=n_imaginary, parts=parts,
+        temperature=temperature,
+        pressure=pressure,
+        symmetry_number=symmetry_number,
+        spin=spin,
+        zero_point_energy=zero_point_energy(real),
+        internal_energy=energy,
+        enthalpy=enthalpy,
+        entropy=entropy,
+        gibbs_energy=enthalpy - temperature * entropy,
+        heat_capacity_v=cv,
+        heat_capacity_p=cv + units.kB,
+        n_imaginary=n_imaginary,
+        parts=parts,
     )
 
 
@@ -135,8 +156,10 @@ def _quanta(frequencies_cm1, temperature):
     """Energies of one quantum, eV; raises unless all frequencies are positive."""
     frequencies = np.asarray(frequencies_cm1, np.float64)
     if not (np.isfinite(frequencies) & (frequencies > 0)).all():
-        raise NumericalError(f"{int((~(frequencies > 0)).sum())} of {frequencies.size} modes "
-                             "do not have a positive frequency")
+        raise NumericalError(
+            f"{int((~(frequencies > 0)).sum())} of {frequencies.size} modes "
+            "do not have a positive frequency"
+        )
     if not temperature > 0:
         raise UsageError(f"temperature is {temperature} K; it must be positive")
     return frequencies * units.invcm
@@ -152,21 +175,30 @@ def _real(frequencies_cm1, limit):
     if len(refused):
         raise NumericalError(
             f"{len(refused)} modes are imaginary or zero, lowest {refused.min():.1f} cm⁻¹: "
-            "the structure is not at a minimum", where="thermochemistry",
-            fix="relax to a smaller fmax, or leave them out with ignore_imaginary_below_cm1")
+            "the structure is not at a minimum",
+            where="thermochemistry",
+            fix="relax to a smaller fmax, or leave them out with ignore_imaginary_below_cm1",
+        )
     return frequencies[real], int((~real).sum())
 
 
 def _count(n_modes, n_atoms, n_rotations):
     expected = 3 * n_atoms - 3 - n_rotations
     if n_modes != expected:
-        raise DataError(f"got {n_modes} frequencies; {n_atoms} atoms with {n_rotations} rotations "
-                        f"have {expected}", fix="give the vibrations only, as from normal_modes")
+        raise DataError(
+            f"got {n_modes} frequencies; {n_atoms} atoms with {n_rotations} rotations "
+            f"have {expected}",
+            fix="give the vibrations only, as from normal_modes",
+        )
 
 
 def _check(temperature, pressure, symmetry_number, spin):
-    values = {"temperature": temperature, "pressure": pressure,
-              "symmetry_number": symmetry_number, "spin": spin}
+    values = {
+        "temperature": temperature,
+        "pressure": pressure,
+        "symmetry_number": symmetry_number,
+        "spin": spin,
+    }
     for name, value in values.items():
         if not (np.isfinite(value) and value > 0):
             raise UsageError(f"{name} is {value}; it must be positive")
