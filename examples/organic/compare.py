@@ -103,32 +103,32 @@ def held_out_minima(path, count, largest):
 
 
 def frequencies(potential, params, molecules, *, size):
+    """(results, {name: why it was left out}) of all molecules."""
     functions = [jax.jit(f(potential.apply)) for f in (jaxmlip.hessian, jaxmlip.born_charges)]
-    out = []
+    out, left_out = [], {}
     for name, start in molecules:
         atoms, reference = gfn2_vibrations(start)
-        if reference.frequencies_cm1.min(initial=0) < -20:
-            print(
-                f"{name:28s} left out: the GFN2 structure is a saddle "
-                f"({reference.frequencies_cm1.min():.0f} cm⁻¹)",
-                flush=True,
-            )
+        lowest = reference.frequencies_cm1.min(initial=0)
+        if lowest < -20:
+            left_out[name] = f"the GFN2 structure is a saddle ({lowest:.0f} cm⁻¹)"
             continue
         found, info = model_vibrations(potential, params, functions, atoms, size)
-        result = {
-            "name": name,
-            "n_atoms": len(atoms),
-            "converged": info.converged,
-            **compare(reference, found),
-        }
-        out.append(result)
-        d = np.abs(result["frequency_errors_cm1"])
-        print(
-            f"{name:28s} {len(atoms):3d} atoms  MAE {d.mean():6.1f}  max {d.max():6.1f} cm⁻¹  "
-            f"r(intensity) {correlation([result]):.3f}",
-            flush=True,
-        )
-    return out
+        counts = [len(v.frequencies_cm1) for v in (reference, found)]
+        if counts[0] != counts[1]:  # one of the two is linear
+            left_out[name] = f"{counts[0]} modes in GFN2, {counts[1]} in the model"
+            continue
+        result = {"name": name, "n_atoms": len(atoms), "converged": info.converged}
+        out.append(result | compare(reference, found))
+        print(line(out[-1]), flush=True)
+    return out, left_out
+
+
+def line(result):
+    d = np.abs(result["frequency_errors_cm1"])
+    return (
+        f"{result['name']:28s} {result['n_atoms']:3d} atoms  MAE {d.mean():6.1f}  "
+        f"max {d.max():6.1f} cm⁻¹  r(intensity) {correlation([result]):.3f}"
+    )
 
 
 def correlation(results):
@@ -151,6 +151,7 @@ def summary(results):
         "intensity_correlation": correlation(results),
         "intensity_mae_km_mol": float(np.abs(reference - found).mean()),
         "intensity_mean_km_mol": float(reference.mean()),
+        "imaginary_modes": int((error + gather("reference_cm1") < 0).sum()),
         "not_converged": sum(not r["converged"] for r in results),
     }
 
@@ -167,13 +168,15 @@ def main():
     single = evaluate_model(path_of(args.model), args.data, labels=("energy", "forces", "dipole"))
     for key, value in single.items():
         print(f"{key:32s} {value:.4g}")
-    results = frequencies(
+    results, left_out = frequencies(
         potential,
         jaxmlip.cast(params, np.float64),
         held_out_minima(args.data, args.molecules, args.largest),
         size=args.largest,
     )
-    total = summary(results)
+    total = summary(results) | {"left_out": len(left_out)}
+    for name, reason in left_out.items():
+        print(f"{name:28s} left out: {reason}")
     for key, value in total.items():
         print(f"{key:32s} {value:.4g}")
     digest = card(args.model)["sha256"]
@@ -184,6 +187,7 @@ def main():
                 "held_out_structures": single,
                 "vibrations": total,
                 "per_molecule": results,
+                "left_out": left_out,
             },
             indent=1,
         )

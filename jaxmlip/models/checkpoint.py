@@ -65,11 +65,16 @@ def potential_of(card: dict) -> Potential:
 
 
 def save(path, card: dict, params) -> None:
-    """Writes card and weights atomically: a file with that name is either whole or not there."""
+    """Writes card and weights atomically: a file with that name is either whole or not there.
+
+    The card owes `architecture` and `fields`; elements and cutoff follow from them if not given.
+    """
     from safetensors.numpy import save as to_bytes
 
     flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten_dict(params).items()}
-    card = {**card, "format": FORMAT, "sha256": digest(flat)}
+    model = build(card)
+    known = {"elements": list(model.elements), "cutoff": float(model.cutoff)}
+    card = {**known, **card, "format": FORMAT, "sha256": digest(flat)}
     card["card_sha256"] = card_digest(card)
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
