@@ -101,6 +101,19 @@ def test_the_field_couples_to_dipole_and_polarisability():
     assert_allclose(jaxmlip.polarizability(add_field(TOY).apply)({}, inside)[0], alpha, atol=1e-13)
 
 
+def test_forces_in_a_field_are_the_slope_of_the_energy_in_that_field():
+    from dataclasses import replace
+
+    apply = jax.jit(jaxmlip.predict(add_field(TOY).apply))
+    inside = replace(SYSTEM, field=np.array([[0.3, -0.2, 0.5]]))
+    d, h = np.random.default_rng(3).normal(size=(9, 3)), 1e-3
+    at = lambda s: apply({}, replace(inside, positions=SYSTEM.positions + s * h * d))["energy"][0]
+    slope = (at(-2) - 8 * at(-1) + 8 * at(1) - at(2)) / (12 * h)
+    forces = np.asarray(apply({}, inside)["forces"])
+    assert_allclose(slope, -(forces * d).sum(), rtol=1e-8)  # h^4 of a smooth energy
+    assert np.abs(forces - apply({}, SYSTEM)["forces"]).max() > 1e-2
+
+
 def test_born_charges_are_the_slope_of_the_dipole():
     from dataclasses import replace
 

@@ -389,6 +389,8 @@ def test_charges_add_up_to_the_charge_and_charge_matters(name):
     assert_allclose(before["charges"].sum(), 0, atol=1e-12)
     assert_allclose(after["charges"].sum(), 1, atol=1e-12)
     assert abs(after["energy"] - before["energy"])[0] > 1e-6
+    born = evaluate(name, cation, jaxmlip.born_charges)
+    assert_allclose(born.sum(0), np.eye(3), atol=1e-9)  # moving all atoms moves the charge
 
 
 def test_pseudovectors_of_nequip_keep_the_energy_under_inversion():

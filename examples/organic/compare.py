@@ -1,6 +1,6 @@
 """How good is `organic`? Against GFN2-xTB on molecules that it has never seen.
 
-    python examples/organic/compare.py --data data/organic/test.extxyz --molecules 40
+    python examples/organic/compare.py --data data/organic/test.extxyz --molecules 60
 
 First energies, forces and dipoles of all held-out structures. Then, for as many held-out molecules
 as asked, harmonic frequencies and infrared intensities, each method at its own minimum: GFN2 by
@@ -160,7 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="organic", help="packaged name or path")
     parser.add_argument("--data", default="data/organic/test.extxyz")
-    parser.add_argument("--molecules", type=int, default=40)
+    parser.add_argument("--molecules", type=int, default=60)
     parser.add_argument("--largest", type=int, default=16, help="atoms")
     parser.add_argument("--json", type=Path, default=Path("organic_accuracy.json"))
     args = parser.parse_args()
