@@ -110,8 +110,9 @@ def at_receivers(system: System, nodes: Array) -> jax.Array:
 def sum_edges(system: System, values: Array, factors: Array | None = None) -> jax.Array:
     """Sum of edge values at their receivers, -> [n_atoms, ...]; padded edges count as zero.
 
-    With `factors` a product is summed without ever being stored for all edges: values [edge, q, c]
-    and factors [edge, q, m] give the sum over edges and q of c x m, [n_atoms, m, c].
+    With `factors` a product is summed: values [edge, q, c] and factors [edge, q, m] give the sum
+    over edges and q of c x m, [n_atoms, m, c]. Per receiver that is one batched matrix product,
+    and c x m is never stored for all edges; flat edges do store it.
     """
     edges = system.edges
     mask = edges.mask.reshape(edges.mask.shape + (1,) * (values.ndim - edges.mask.ndim))

@@ -47,7 +47,7 @@ def predict(system):
 
 @cache
 def relaxed_water():
-    """(potential, masses, system) at the minimum."""
+    """Water at the minimum of the model, `ase.Atoms`."""
     potential, params = organic()
     atoms = molecule("H2O")
     system, info = relax(potential, params, padded(from_ase(atoms, potential.cutoff)), fmax=1e-6)

@@ -31,7 +31,7 @@ from jaxmlip.train import evaluate_model  # noqa: E402
 from jaxmlip.vibrations.infrared import intensities  # noqa: E402
 from jaxmlip.vibrations.modes import normal_modes  # noqa: E402
 
-STEP = 0.005  # Å; halving it moves GFN2 frequencies by less than 0.5 cm⁻¹
+STEP = 0.005  # Å; halving it moves nitromethane by up to 1.2, acetamide by 0.7 cm⁻¹
 
 
 @dataclass

@@ -29,7 +29,7 @@ def hessian(apply, *, atoms=None, memory: float = 2e9):
     """d²E/drdr, [n_atoms, 3, n_atoms, 3], eV/Å²; with `atoms` only the rows of those atoms.
 
     atoms: indices (host integers) of the rows wanted, [n_rows, 3, n_atoms, 3].
-    memory: bytes that the rows of one chunk may use; more rows at a time are faster on a GPU.
+    memory: bytes that the rows of one chunk may use; fewer rows at a time need less of it.
     The result is not symmetrised: its asymmetry is a check. Hessian of a batch is block diagonal.
     """
     gradient = jax.grad(total_energy(apply))

@@ -27,10 +27,9 @@ class PotentialCalculator(Calculator):
     """Energies (eV), forces (eV/Å), stress (eV/Å³, Voigt), dipole (e Å) and charges (e) for ASE.
 
     Charge, spin and field are read from atoms.info, as in `from_ase`. dtype: float64 needs
-    jax_enable_x64, and is the default with it.
-    float32 rounds total energies to 6e-8 of their size.
-    elements: what the potential knows (None: not
-    checked), as symbols or atomic numbers. Forces are true derivatives: constraints are ASE's.
+    jax_enable_x64, and is the default with it; float32 rounds total energies to 6e-8 of their
+    size. elements: what the potential knows (None: not checked), as symbols or atomic numbers.
+    Forces are true derivatives: constraints are ASE's.
     """
 
     implemented_properties = [

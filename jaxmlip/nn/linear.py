@@ -48,7 +48,7 @@ class SpeciesLinear(nn.Module):
         shape = (self.n_species, x.shape[-1], channels)
         w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
         w = w.astype(x.dtype) / sqrt(self.n_species * x.shape[-1])
-        if self.n_species > 8:  # gathered weights are [n, c, c]; below, all products are cheaper
+        if self.n_species > 8:  # all products would cost n_species times the work
             return jnp.einsum("nmc,ncd->nmd", x, w[species])
         onehot = jax.nn.one_hot(species, self.n_species, dtype=x.dtype)
         every = jnp.einsum("nmc,zcd->nmzd", x, w)
@@ -87,7 +87,7 @@ def of_species(weights, species):
     """Rows of weights [n_species, ...] for each atom -> [n, ...].
 
     A product with the one-hot matrix while species are few: the gradient of a gather would be a
-    scatter of all atoms into a few rows, the slowest thing a device can be asked to do.
+    contended scatter of all atoms into a few rows.
     """
     n = weights.shape[0]
     if n > 16:

@@ -42,8 +42,8 @@ def convolve(system: System, features, harmonics, weights, couplings) -> dict:
 
     features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights
     [edge, sum over paths of c]. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
-    each path scaled to component normalisation (e3nn's 'uvu' product). No product of edge, channel
-    and component is ever stored: the reduction is one batched matrix product a path.
+    each path scaled to component normalisation (e3nn's 'uvu' product). With edges
+    per receiver the reduction is one batched matrix product a path, and messages are never stored.
     """
     sent = {key: to_edges(system, features[key]) for key in {c[0] for c in couplings}}
     sizes = [sent[sender].shape[-1] for sender, _, _ in couplings]
