@@ -138,7 +138,7 @@ def compare(path) -> bool:
 
     jax.config.update("jax_enable_x64", True)
     import jaxmlip
-    from jaxmlip.interfaces.mace_torch import convert
+    from jaxmlip.interfaces.weights.mace_torch import convert
     from jaxmlip.models.checkpoint import potential_of
 
     file = np.load(path)

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 
 import jaxmlip
 from jaxmlip.errors import ModelError
-from jaxmlip.interfaces.mace_torch import convert, projection
+from jaxmlip.interfaces.weights.mace_torch import convert, projection
 from jaxmlip.models.checkpoint import load, potential_of, save
 from jaxmlip.system import pad
 

@@ -1,0 +1,1 @@
+"""Weights that other codes have written, as cards and arrays of ours; no foreign code runs."""
