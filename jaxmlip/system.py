@@ -11,6 +11,7 @@ receiver, `positions[receivers] + shifts @ cell - positions[senders]`; messages 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class Edges:
     receivers: Array | None  # None (the row) or [n_edges], sorted: where it is summed
     shifts: Array  # [..., 3] whole lattice vectors added to the receiver
     mask: Array  # [n_atoms, k] or [n_edges], False for padding
+    halo: Any = None  # a `jaxmlip.parallel.Halo` where other devices own some of the senders
 
 
 @jax.tree_util.register_dataclass
@@ -74,6 +76,20 @@ def _receivers(system: System) -> Array:
     return jnp.arange(edges.senders.shape[0])[:, None]
 
 
+def _halo(system: System):
+    return None if system.edges is None else system.edges.halo
+
+
+def with_ghosts(system: System, nodes):
+    """Node values [n_atoms, ...] (an array or a pytree), and after them those of the ghosts.
+
+    Ghosts are the senders that another device owns; without a `halo` there are none. A program
+    that reads the same values many times (blocks of atoms) calls this once, before its loop.
+    """
+    halo = _halo(system)
+    return nodes if halo is None else halo.with_ghosts(nodes)
+
+
 def edge_vectors(system: System) -> jax.Array:
     """Vectors from senders to receivers, [n_atoms, k, 3] or [n_edges, 3], Å.
 
@@ -90,13 +106,18 @@ def edge_vectors(system: System) -> jax.Array:
         jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)),
         precision=jax.lax.Precision.HIGHEST,
     )
-    vectors = system.positions[receivers] + offsets - system.positions[edges.senders]
+    senders = with_ghosts(system, system.positions)[edges.senders]
+    vectors = system.positions[receivers] + offsets - senders
     return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
 
 
-def to_edges(system: System, nodes: Array) -> jax.Array:
-    """Values of the sending atoms, [n_atoms, ...] -> [n_atoms, k, ...] or [n_edges, ...]."""
-    return jnp.asarray(nodes)[system.edges.senders]
+def to_edges(system: System, nodes):
+    """Values of the sending atoms, [n_atoms, ...] -> [n_atoms, k, ...] or [n_edges, ...].
+
+    Also for a pytree of values, which several devices then exchange in one message.
+    """
+    senders = system.edges.senders
+    return jax.tree.map(lambda x: jnp.asarray(x)[senders], with_ghosts(system, nodes))
 
 
 def at_receivers(system: System, nodes: Array) -> jax.Array:
@@ -137,8 +158,17 @@ def sum_atoms(system: System, values: Array) -> jax.Array:
 
     No contended scatter (slow on GPU): a plain sum for one structure, a product with the
     membership matrix while that is small. A value that is not finite makes its own structure NaN,
-    and no other.
+    and no other. Atoms of all devices are summed where the system is spread over several.
     """
+    return _sum_devices(system, _sum_own_atoms(system, values))
+
+
+def _sum_devices(system, value):
+    halo = _halo(system)
+    return value if halo is None else halo.sum(value)
+
+
+def _sum_own_atoms(system, values):
     mask = system.atom_mask.reshape(-1, *(1,) * (values.ndim - 1))
     values = jnp.where(mask, values, 0)
     n = system.n_graphs
@@ -163,7 +193,8 @@ def sum_energies(system: System, energies: Array) -> jax.Array:
         return sum_atoms(system, energies.astype(jnp.float64))
     energies = jnp.where(system.atom_mask, energies, 0)
     sizes = jnp.where(jnp.isfinite(energies), jnp.abs(energies), 0)
-    largest = jnp.maximum(jax.lax.stop_gradient(sizes.max()) * system.n_atoms, 1e-30)
+    bound = _sum_devices(system, jax.lax.stop_gradient(sizes.max()) * system.n_atoms)
+    largest = jnp.maximum(bound, 1e-30)
     _, exponent = jnp.frexp(largest)
     quantum = jnp.ldexp(jnp.ones_like(largest), exponent - 22)
     leading = jax.lax.stop_gradient(jnp.round(energies / quantum) * quantum)
@@ -225,6 +256,7 @@ def concatenate(systems) -> System:
 def _concatenate_edges(edges, offsets):
     if any(e is None for e in edges):
         return None
+    _check_whole(*edges)
     if edges[0].receivers is None:
         width = max(e.senders.shape[1] for e in edges)
         edges = [_widen(e, width) for e in edges]
@@ -237,6 +269,11 @@ def _concatenate_edges(edges, offsets):
         for e, o in zip(edges, offsets, strict=True)
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *moved)
+
+
+def _check_whole(*edges):
+    if any(e.halo is not None for e in edges):
+        raise ValueError("the system is spread over devices: pad or join it before decompose()")
 
 
 def _widen(edges: Edges, width: int) -> Edges:
@@ -279,6 +316,7 @@ def pad(system: System, *, n_atoms=None, n_graphs=None, n_neighbors=None, n_edge
 def _pad_edges(edges, atoms, total, n_neighbors, n_edges):
     if edges is None:
         return None
+    _check_whole(edges)
     size, wanted = edges.senders.shape[-1], n_edges
     if edges.receivers is None:
         wanted = n_neighbors

@@ -24,6 +24,7 @@ from jaxmlip.nn.symmetric_contraction import (
     tensor_weights,
 )
 from jaxmlip.nn.tensor_product import convolve, natural, paths, tensor_product
+from jaxmlip.system import to_edges
 
 KEY = jax.random.key(0)
 
@@ -133,7 +134,7 @@ def test_convolution_is_a_sum_over_edges_of_tensor_products(flat):
     edges, shape = system.edges, system.edges.senders.shape
     harmonics = [jnp.asarray(rng.normal(size=(*shape, 2 * l + 1))) for l in range(3)]
     weights = rng.normal(size=(*shape, sum(channels[c[0]] for c in couplings)))
-    out = convolve(system, x, harmonics, weights, couplings)
+    out = convolve(system, to_edges(system, x), harmonics, weights, couplings)
     expected, start = {}, 0
     for sender, l, target in couplings:
         stop = start + channels[sender]

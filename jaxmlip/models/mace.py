@@ -19,7 +19,14 @@ from jaxmlip.nn.linear import (
 from jaxmlip.nn.radial import RadialMLP, bessel, envelope
 from jaxmlip.nn.readout import energy_prediction, read_scalar, response_predictions
 from jaxmlip.nn.symmetric_contraction import SymmetricContraction
-from jaxmlip.nn.tensor_product import convolve, natural, paths
+from jaxmlip.nn.tensor_product import (
+    fan_in,
+    few_species,
+    messages,
+    natural,
+    paths,
+    species_messages,
+)
 from jaxmlip.system import System, edge_vectors
 
 
@@ -54,14 +61,17 @@ class MACE(nn.Module):
     def __call__(self, system: System):
         species, known = species_index(system.numbers, self.elements)
         harmonics, basis = self._edges(system)
-        features = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")(species)
+        embedding = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")
+        features, table = embedding(species), embedding(jnp.arange(len(self.elements)))
         if self.charge_spin:
+            table = None  # features are no longer a matter of the species alone
             extra = ChargeSpinEmbedding(self.channels, name="charge_spin")(system)
             features = {(0, 1): features[0, 1] + extra[:, None, :]}
         features = {k: v.astype(system.positions.dtype) for k, v in features.items()}
         layers = []
         for i in range(self.n_layers):
-            features = self._layer(i, system, features, species, harmonics, basis)
+            features = self._layer(i, system, features, species, harmonics, basis, table)
+            table = None
             layers.append(features)
         width = self.readout_width
         energies = self.scale * read_scalar("energy", layers, width) + self.shift
@@ -76,24 +86,37 @@ class MACE(nn.Module):
         basis = bessel(r, self.cutoff, self.n_radial) * smooth[..., None]
         return spherical_harmonics(vectors / r[..., None], self.l_max), basis
 
-    def _layer(self, i, system, features, species, harmonics, basis):
-        n, c, messages = len(self.elements), self.channels, tuple(natural(self.l_max))
+    def _layer(self, i, system, features, species, harmonics, basis, table):
+        n, c = len(self.elements), self.channels
         hidden = tuple(natural(self._hidden(i)))
         first = i == 0 and not self.residual_first
-        couplings = paths(features, self.l_max, messages)
         skip = {}
         if not first:
             skip = SpeciesLinear(c, n, keep=hidden, name=f"skip_{i}")(features, species)
-        up = Linear(c, name=f"up_{i}")(features)
-        weights = RadialMLP(self.radial_widths, len(couplings) * c, name=f"radial_{i}")(basis)
-        x = convolve(system, up, harmonics, weights, couplings)
-        x = Linear(c, name=f"message_{i}")(x)
+        x = self._messages(i, system, features, species, harmonics, basis, table)
         x = {key: v / self.avg_num_neighbors for key, v in x.items()}
         if first:
             x = SpeciesLinear(c, n, name=f"skip_{i}")(x, species)
         product = SymmetricContraction(self.l_max, self.correlation, hidden, n, name=f"product_{i}")
         x = Linear(c, name=f"linear_{i}")(product(x, species))
         return {key: v + skip[key] if key in skip else v for key, v in x.items()}
+
+    def _messages(self, i, system, features, species, harmonics, basis, table):
+        """What the neighbours of each atom send, {key: [n_atoms, 2l+1, channels]}.
+
+        table: the features by species, if that is all they depend on.
+        """
+        c, couplings = self.channels, paths(features, self.l_max, natural(self.l_max))
+        up = Linear(c, name=f"up_{i}")
+        radial = RadialMLP(self.radial_widths, len(couplings) * c, name=f"radial_{i}")
+        mix = Linear(c, name=f"message_{i}").function(fan_in(couplings, features))
+        edges = (system, harmonics, basis, couplings)
+        if table is not None and few_species(system, len(self.elements)):
+            table = up(table)[0, 1][:, 0]
+            layers = radial.layers(self.n_radial)
+            return species_messages(*edges, table, species, radial=layers, mix=mix)
+        radial = radial.function(self.n_radial)
+        return messages(*edges, up(features), radial=radial, mix=mix)
 
     def _hidden(self, i):
         """Degree of the features after layer i: the last keeps only what is read out."""

@@ -2,10 +2,9 @@
 
 The architecture of the nequip code, layer for layer: species embedding, then convolutions (linear,
 radial weights x harmonics, sum over neighbours, linear, plus a species-dependent self-connection)
-each followed by a gate. Weights of codes of this family (channels that differ by degree, one-hot
-embeddings, natural parities only) fit in without approximation; their radial basis has the
-factor 2/rc where `nn.radial.bessel` has sqrt(2/rc), and their radial weights come sender by sender
-where ours come sorted by message (`nn.tensor_product.paths`).
+each followed by a gate. The fields after `polarizability` say where Nequix (Koker et al. 2025,
+arXiv:2508.16067) and SevenNet (Park et al. 2024, 10.1021/acs.jctc.4c00190) differ; what is left
+between them and this file is factors and orders of weights (`interfaces.weights`).
 """
 
 from math import sqrt
@@ -22,13 +21,16 @@ from jaxmlip.nn.linear import (
     Linear,
     SpeciesEmbedding,
     SpeciesLinear,
+    name_of,
     of_species,
     species_index,
 )
 from jaxmlip.nn.radial import SILU_GAIN, TANH_GAIN, RadialMLP, bessel, envelope
 from jaxmlip.nn.readout import ScalarReadout, energy_prediction, response_predictions
-from jaxmlip.nn.tensor_product import convolve, natural, order, paths
+from jaxmlip.nn.tensor_product import fan_in, messages, natural, order, paths
 from jaxmlip.system import System, edge_vectors
+
+TINY = 1e-12  # under the root of a norm: features that are all zero stay finite
 
 
 class NequIP(nn.Module):
@@ -41,7 +43,7 @@ class NequIP(nn.Module):
     elements: tuple[int, ...]  # atomic numbers, sorted; their order is the order of the weights
     cutoff: float = 5.0  # Å (r_max)
     channels: int | tuple[int, ...] = 32  # num_features, for all degrees or degree by degree
-    l_max: int = 2  # of features and harmonics
+    l_max: int = 2  # of harmonics, and of features unless `channels` lists fewer degrees
     parity: bool = True  # features of both parities, or (False) only those of the harmonics
     n_layers: int = 4  # num_layers
     n_radial: int = 8  # num_basis
@@ -58,11 +60,19 @@ class NequIP(nn.Module):
     charge_spin: bool = False  # embed total charge and multiplicity
     dipole: bool = False  # predict charges and the dipole
     polarizability: bool = False
+    reflections: bool = True  # False: rotations only; harmonics are even, paths ignore parity
+    species_skip: bool = True  # self-connections with weights for each species
+    layer_norm: bool = False  # before each gate (`EquivariantNorm`)
+    bias: bool = False  # of the even scalars of linear maps, self-connections and `energy` excepted
+    solid_harmonics: bool = False  # harmonics of vectors that are not normalised, r^l Y_l
+    switch_from: float = 0.0  # Å; if > 0 an XPLOR switch from there, instead of the polynomial
 
     @nn.compact
     def __call__(self, system: System):
         if self.polarizability and self.l_max < 2:
             raise UsageError(f"polarizability needs l_max >= 2, got {self.l_max}", where="NequIP")
+        if self.dipole and not self.reflections:
+            raise UsageError("a dipole needs reflections", where="NequIP")
         species, known = species_index(system.numbers, self.elements)
         harmonics, basis = self._edges(system)
         features = self._embedding(system, species)
@@ -83,10 +93,15 @@ class NequIP(nn.Module):
         frequencies = jnp.arange(1.0, self.n_radial + 1)
         if self.trainable_basis:
             frequencies = self.param("frequencies", lambda _: frequencies)
-        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)
         basis = bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
-        harmonics = spherical_harmonics(vectors / r[..., None], self.l_max)
-        return harmonics, basis * smooth[..., None]
+        directions = vectors if self.solid_harmonics else vectors / r[..., None]
+        harmonics = spherical_harmonics(directions, self.l_max)
+        return harmonics, basis * self._envelope(r)[..., None]
+
+    def _envelope(self, r):
+        if self.switch_from:
+            return switch(r, self.switch_from, self.cutoff)
+        return envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)
 
     def _embedding(self, system, species):
         c = self.embedding_channels or self._channels(0)
@@ -96,23 +111,44 @@ class NequIP(nn.Module):
         return {(0, 1): x.astype(system.positions.dtype)}
 
     def _layer(self, i, system, features, species, harmonics, basis):
-        couplings = paths(features, self.l_max, self._targets(i))
+        couplings = self._paths(features, self._targets(i))
         same = tuple((key, x.shape[-1]) for key, x in features.items())
-        up = Linear(same, name=f"up_{i}")(features)
+        up = Linear(same, bias=self.bias, name=f"up_{i}")(features)
+        sizes = fan_in(couplings, features)
+        out = self._with_gates(sizes)
+        linear = Linear(out, bias=self.bias, name=f"message_{i}").function(sizes)
         n_weights = sum(dict(same)[sender] for sender, _, _ in couplings)
-        weights = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")(basis)
-        x = convolve(system, up, harmonics, weights, couplings)
-        x = {key: v / sqrt(self.avg_num_neighbors) for key, v in x.items()}
-        out = self._with_gates(x)
-        x = Linear(out, name=f"message_{i}")(x)
-        skip = SpeciesLinear(out, len(self.elements), name=f"skip_{i}")(features, species)
-        return gate({key: v + skip[key] if key in skip else v for key, v in x.items()})
+        radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}").function(self.n_radial)
+        mix = lambda x: linear({k: v / sqrt(self.avg_num_neighbors) for k, v in x.items()})
+        x = messages(system, harmonics, basis, couplings, up, radial=radial, mix=mix)
+        skip = self._skip(i, out, features, species)
+        x = {key: v + skip[key] if key in skip else v for key, v in x.items()}
+        return gate(EquivariantNorm(name=f"norm_{i}")(x) if self.layer_norm else x)
+
+    def _skip(self, i, out, features, species):
+        if self.species_skip:
+            return SpeciesLinear(out, len(self.elements), name=f"skip_{i}")(features, species)
+        return Linear(out, name=f"skip_{i}")(features)
 
     def _targets(self, i):
         if i == self.n_layers - 1:
             return [(0, 1), *[(1, -1)] * self.dipole, *[(2, 1)] * self.polarizability]
-        keys = natural(self.l_max)
+        highest = self.l_max if isinstance(self.channels, int) else len(self.channels) - 1
+        keys = natural(min(highest, self.l_max))
+        if not self.reflections:
+            return [(l, 1) for l, _ in keys]
         return keys + [(l, -p) for l, p in keys] if self.parity else keys
+
+    def _paths(self, senders, targets):
+        if self.reflections:
+            return paths(senders, self.l_max, targets)
+        return [
+            (sender, l, target)
+            for target in sorted(targets)
+            for sender in sorted(senders)
+            for l in range(self.l_max + 1)
+            if abs(sender[0] - l) <= target[0] <= sender[0] + l
+        ]
 
     def _channels(self, l):
         return self.channels if isinstance(self.channels, int) else self.channels[l]
@@ -125,12 +161,35 @@ class NequIP(nn.Module):
 
     def _energies(self, features, species):
         width = self.output_channels or max(1, self._channels(0) // 2)
-        hidden = Linear(width, keep=((0, 1),), name="hidden")(features)[0, 1][:, 0]
+        hidden = Linear(width, ((0, 1),), self.bias, name="hidden")(features)[0, 1][:, 0]
         energies = ScalarReadout(name="energy")(hidden)
         by_element = lambda x: of_species(
             jnp.asarray(np.broadcast_to(x, len(self.elements)), energies.dtype), species
         )
         return by_element(self.scale) * energies + by_element(self.shift)
+
+
+class EquivariantNorm(nn.Module):
+    """Features divided by one length an atom, then times a weight for each channel.
+
+    The square of that length is the mean over keys of |x|^2 / (2l+1)^2, summed over channels (not
+    averaged, and the degrees weighted so: that is what Nequix computes).
+    """
+
+    @nn.compact
+    def __call__(self, features):
+        squares = [(x * x).sum((-2, -1)) / x.shape[-2] ** 2 for x in features.values()]
+        scale = jax.lax.rsqrt(sum(squares) / len(squares) + TINY)[:, None, None]
+        return {key: x * (scale * self._weight(key, x)) for key, x in features.items()}
+
+    def _weight(self, key, x):
+        return self.param(name_of(key), nn.initializers.ones, x.shape[-1:]).astype(x.dtype)
+
+
+def switch(r, start: float, cutoff: float):
+    """XPLOR: 1 up to `start`, 0 from `cutoff` on; value and slope are continuous, [...] -> [...]."""
+    t = jnp.clip((r * r - start**2) / (cutoff**2 - start**2), 0.0, 1.0)
+    return (1.0 - t) ** 2 * (1.0 + 2.0 * t)
 
 
 def gate(features: dict) -> dict:

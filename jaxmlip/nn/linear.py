@@ -12,21 +12,37 @@ class Linear(nn.Module):
     """{key: [n, 2l+1, c]} -> {key: [n, 2l+1, channels]} for the keys in `keep` (default all).
 
     `channels` may differ by key: ((key, channels), ...); keys that are not listed are dropped.
-    Weights are unit normal and divided by sqrt(c) in use, as in e3nn.
+    Weights are unit normal and divided by sqrt(c) in use, as in e3nn. `bias` gives the even
+    scalars one (no other feature may have it).
     """
 
     channels: int | tuple
     keep: tuple | None = None
+    bias: bool = False
 
     @nn.compact
-    def __call__(self, features):
-        wanted = channels_by_key(self.channels, self.keep, features)
-        return {key: features[key] @ self._weight(key, features[key], n) for key, n in wanted}
+    def function(self, sizes: dict):
+        """The map itself, features -> features, for features with `sizes` {key: c}."""
+        normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
+        weights = {
+            key: self.param(name_of(key), normal, (sizes[key], n)) / sqrt(sizes[key])
+            for key, n in channels_by_key(self.channels, self.keep, sizes)
+        }
+        bias = None
+        if self.bias and (0, 1) in weights:
+            bias = self.param("bias", zeros, weights[0, 1].shape[-1:])
+        return lambda features: mix_channels(features, weights, bias)
 
-    def _weight(self, key, x, channels):
-        shape = (x.shape[-1], channels)
-        w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
-        return w.astype(x.dtype) / sqrt(x.shape[-1])
+    def __call__(self, features):
+        return self.function({key: x.shape[-1] for key, x in features.items()})(features)
+
+
+def mix_channels(features: dict, weights: dict, bias=None) -> dict:
+    """{key: features[key] @ weights[key]} for the keys that have weights; bias on even scalars."""
+    out = {key: features[key] @ w.astype(features[key].dtype) for key, w in weights.items()}
+    if bias is not None:
+        out[0, 1] = out[0, 1] + bias.astype(out[0, 1].dtype)
+    return out
 
 
 class SpeciesLinear(nn.Module):

@@ -41,6 +41,30 @@ def gaussians(r, cutoff: float, n: int):
     return jnp.exp(-0.5 * ((r[..., None] - centres) / width) ** 2)
 
 
+def chebyshev(r, cutoff: float, n: int):
+    """Chebyshev polynomials T_1 .. T_n of r itself (not of r/cutoff), [...] -> [..., n]."""
+    values = [jnp.ones_like(r), r]
+    for _ in range(n - 1):
+        values.append(2 * r * values[-1] - values[-2])
+    return jnp.stack(values[1:], -1)
+
+
+def agnesi(r, r0, q: float, p: float, a: float):
+    """Distance (0 .. inf) -> (1 .. 0), steepest near the bond length r0; [...] -> [...].
+
+    1 / (1 + a x^q / (1 + x^(q-p))), x = r/r0: Witt et al. 2023, 10.1063/5.0158783.
+    """
+    x = r / r0
+    return 1 / (1 + a * x**q / (1 + x ** (q - p)))
+
+
+def soft(r, r0, steepness: float):
+    """Distance -> distance that does not fall below about 3/4 r0 (smoothly), [...] -> [...]."""
+    low, high = 0.75 * r0, 4 / 3 * r0
+    slope = steepness / (high - low)
+    return low + (r - low) * 0.5 * (1 + jnp.tanh(slope * (r - (low + high) / 2)))
+
+
 class RadialMLP(nn.Module):
     """Radial basis [..., n] -> weights [..., n_out]; no bias, so zero basis gives zero weight."""
 
@@ -48,11 +72,27 @@ class RadialMLP(nn.Module):
     n_out: int
 
     @nn.compact
+    def layers(self, n_in: int) -> tuple[list, jax.Array]:
+        """The matrices of the hidden layers, and the last, [width, n_out], as they multiply."""
+        sizes = (n_in, *self.widths, self.n_out)
+        normal = nn.initializers.normal(1.0)
+        *hidden, last = [
+            self.param(f"layer_{i}", normal, (m, n)) / sqrt(m)
+            for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        ]
+        return hidden, last
+
+    def function(self, n_in: int):
+        """The map itself, basis -> weights, for a basis of n_in functions."""
+        hidden, last = self.layers(n_in)
+        return lambda basis: perceptron(hidden, basis) @ last.astype(basis.dtype)
+
     def __call__(self, basis):
-        x = basis
-        for i, width in enumerate((*self.widths, self.n_out)):
-            w = self.param(f"layer_{i}", nn.initializers.normal(1.0), (x.shape[-1], width))
-            x = x @ (w.astype(x.dtype) / sqrt(x.shape[-1]))
-            if i < len(self.widths):
-                x = jax.nn.silu(x) * SILU_GAIN
-        return x
+        return self.function(basis.shape[-1])(basis)
+
+
+def perceptron(layers, x):
+    """x [..., n] through matrices, each followed by a silu of unit gain."""
+    for w in layers:
+        x = jax.nn.silu(x @ w.astype(x.dtype)) * SILU_GAIN
+    return x

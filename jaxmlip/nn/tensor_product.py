@@ -1,12 +1,15 @@
 """Messages: features of the senders times harmonics of the edges, weighted, summed at receivers."""
 
+from dataclasses import replace
 from math import sqrt
 
 import jax
 import jax.numpy as jnp
 
+from jaxmlip.nn.blocks import MEMORY, block_rows, in_blocks
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
-from jaxmlip.system import System, sum_edges, to_edges
+from jaxmlip.nn.radial import perceptron
+from jaxmlip.system import System, sum_edges, to_edges, with_ghosts
 
 Key = tuple[int, int]  # degree l, parity p
 
@@ -37,15 +40,91 @@ def paths(senders, l_max: int, targets) -> list[tuple[Key, int, Key]]:
     return out
 
 
-def convolve(system: System, features, harmonics, weights, couplings) -> dict:
+def fan_in(couplings, features) -> dict:
+    """{key of the message: channels that arrive there}."""
+    out: dict = {}
+    for sender, _, target in couplings:
+        out[target] = out.get(target, 0) + features[sender].shape[-1]
+    return out
+
+
+def few_species(system: System, n_species: int) -> bool:
+    """Whether `species_messages` is cheaper: it costs as many neighbours as 4 x n_species."""
+    edges = system.edges
+    return edges.receivers is None and 4 * n_species <= edges.senders.shape[-1]
+
+
+def messages(system: System, harmonics, basis, couplings, features, *, radial, mix) -> dict:
+    """Sum over neighbours of weight x (feature of the sender coupled to the harmonics), mixed.
+
+    features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], basis [edge, n_radial];
+    radial: basis -> weights [edge, sum over paths of c], mix: what becomes of the sums (linear:
+    it is computed with them). Radial weights and products are large for every edge, so they are
+    made in blocks of atoms (`nn.blocks`), and with flat edges all at once.
+    """
+    nodes = with_ghosts(system, {key: features[key] for key in {c[0] for c in couplings}})
+
+    def some(rows):
+        edges, sent, harmonics, basis = rows
+        part = replace(system, edges=edges)
+        return mix(convolve(part, sent, harmonics, radial(basis), couplings))
+
+    def gathered(rows):
+        edges, harmonics, basis = rows
+        sent = to_edges(replace(system, edges=edges), nodes)
+        return in_blocks(some, (edges, sent, harmonics, basis), rows=inner)
+
+    edges = replace(system.edges, halo=None)
+    n, k = edges.senders.shape[0], edges.senders.shape[-1]
+    inner = outer = n
+    if edges.receivers is None:
+        width = lambda key: features[key].shape[-1] * basis.dtype.itemsize * k
+        inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
+        outer = block_rows(n, sum((2 * s[0] + 1) * width(s) for s in nodes), limits=MEMORY)
+    return in_blocks(gathered, (edges, harmonics, basis), rows=outer)
+
+
+def species_messages(system: System, harmonics, basis, couplings, table, species, *, radial, mix):
+    """`messages` of scalars that depend only on the species, table [n_species, c], exactly.
+
+    The radial weights end in a matrix, radial = (matrices before, last), so neighbours can be
+    summed first, species by species, into a density without channels. Per-receiver edges only.
+    """
+    hidden, last = radial  # matrices
+    onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=basis.dtype))
+    by_path = jax.lax.split(last, [table.shape[1]] * len(couplings), axis=1)
+    products = {
+        target: (l, (table[:, None, :] * w).reshape(-1, w.shape[-1]).astype(basis.dtype))
+        for (_, l, target), w in zip(couplings, by_path, strict=True)
+    }
+
+    def some(rows):
+        edges, harmonics, basis = rows
+        part = replace(system, edges=edges)
+        sent, radials = to_edges(part, onehot), perceptron(hidden, basis)[..., None, :]
+        out = {}
+        for target, (l, product) in products.items():
+            factors = jnp.einsum("nkm,nkz->nkmz", harmonics[l], sent)
+            factors = factors.reshape(*sent.shape[:2], 1, -1)
+            density = sum_edges(part, radials, factors)
+            out[target] = density.reshape(len(density), 2 * l + 1, -1) @ product
+        return mix(out)
+
+    edges = replace(system.edges, halo=None)
+    n, k = edges.senders.shape
+    numbers = k * (len(table) * len(harmonics) ** 2 + 8 * last.shape[0])
+    rows = block_rows(n, numbers * basis.dtype.itemsize)
+    return in_blocks(some, (edges, harmonics, basis), rows=rows)
+
+
+def convolve(system: System, sent, harmonics, weights, couplings) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics of the edge).
 
-    features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights
+    sent {key: [edge, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights
     [edge, sum over paths of c]. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
     each path scaled to component normalisation (e3nn's 'uvu' product). With edges
     per receiver the reduction is one batched matrix product a path, and messages are never stored.
     """
-    sent = {key: to_edges(system, features[key]) for key in {c[0] for c in couplings}}
     sizes = [sent[sender].shape[-1] for sender, _, _ in couplings]
     by_path = jax.lax.split(weights, sizes, axis=weights.ndim - 1)
     out: dict = {}

@@ -1,0 +1,59 @@
+"""Work in blocks of atoms: what is large for each edge is computed, used and forgotten.
+
+The results are those of one pass (each atom is computed alone). A block's backward pass
+computes its forward pass again, so that nothing of the size of all edges is ever stored; on a
+CPU the blocks also stay in cache, which is faster than one pass although more is computed.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+MEBI = 2**20
+CACHE = {"cpu": (20 * MEBI, 4 * MEBI)}  # bytes that are done at once, and of a block for each core
+MEMORY = {"cpu": (512 * MEBI, 128 * MEBI)}
+DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device with memory of its own
+
+
+def block_rows(n_rows: int, bytes_per_row: int, *, limits=CACHE) -> int:
+    """Rows a block, out of n_rows that need `bytes_per_row` each while they are computed.
+
+    All of them if together they are small. On CPU a block then stays in cache; on other devices it
+    is as large as memory comfortably allows.
+    """
+    whole, block = limits.get(jax.default_backend(), DEVICE)
+    if n_rows * bytes_per_row <= whole:
+        return n_rows
+    if jax.default_backend() == "cpu":
+        block = block * cores()
+    return max(1, min(n_rows, block // bytes_per_row))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def in_blocks(function, arrays, *, rows: int):
+    """function(arrays), computed `rows` rows at a time; a row of the result needs its row alone.
+
+    arrays: pytree of [n, ...]; the result is a pytree of [n, ...]. Every order of forward- and
+    reverse-mode derivatives is that of the function.
+    """
+    n = jax.tree.leaves(arrays)[0].shape[0]
+    if rows >= n:
+        return function(arrays)
+    count = -(-n // rows)
+    blocks = jax.tree.map(lambda x: _stack(x, count, rows), arrays)
+    done = jax.lax.map(jax.checkpoint(function), blocks)
+    return jax.tree.map(lambda x: x.reshape(count * rows, *x.shape[2:])[:n], done)
+
+
+def _stack(x, count, rows):
+    """[n, ...] -> [count, rows, ...]; missing rows repeat the last."""
+    x = jnp.asarray(x)
+    extra = count * rows - x.shape[0]
+    if extra:
+        x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (extra, *x.shape[1:]))])
+    return x.reshape(count, rows, *x.shape[1:])
