@@ -7,8 +7,19 @@ dipoles and polarisabilities are further readouts of the same features.
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.interaction import (
+    Density,
+    Gate,
+    SpeciesMLP,
+    StateEmbedding,
+    of_pairs,
+    pair_repulsion,
+    sum_densities,
+)
 from jaxmlip.nn.linear import (
     ChargeSpinEmbedding,
     Linear,
@@ -16,8 +27,13 @@ from jaxmlip.nn.linear import (
     SpeciesLinear,
     species_index,
 )
-from jaxmlip.nn.radial import RadialMLP, bessel, envelope
-from jaxmlip.nn.readout import energy_prediction, read_scalar, response_predictions
+from jaxmlip.nn.radial import RadialMLP, agnesi, bessel, chebyshev, envelope, gaussians, soft
+from jaxmlip.nn.readout import (
+    ScalarReadout,
+    energy_prediction,
+    read_scalar,
+    response_predictions,
+)
 from jaxmlip.nn.symmetric_contraction import SymmetricContraction
 from jaxmlip.nn.tensor_product import (
     fan_in,
@@ -28,6 +44,8 @@ from jaxmlip.nn.tensor_product import (
     species_messages,
 )
 from jaxmlip.system import System, edge_vectors
+
+DENSITY_WIDTH = 64  # hidden layer of the density of gated interactions
 
 
 class MACE(nn.Module):
@@ -56,67 +74,214 @@ class MACE(nn.Module):
     charge_spin: bool = False  # embed total charge and multiplicity
     dipole: bool = False  # predict charges and the dipole
     polarizability: bool = False
+    residual_rest: bool = True  # the other blocks are RealAgnosticResidualInteractionBlock
+    density: bool = False  # normalise by neighbours weighted by distance (...Density... blocks)
+    gated: bool = False  # all blocks are RealAgnosticResidualNonLinearInteractionBlock
+    edge_channels: tuple[int, ...] = ()  # by degree, if not `channels` (edge_irreps)
+    edge_channels_first: int = 0  # the same for the first layer (0: `channels`)
+    species_product: bool = True  # or the same polynomials for all species (use_agnostic_product)
+    radial_basis: str = "bessel"  # "gaussian", "chebyshev" (radial_type)
+    frequencies: tuple[float, ...] = ()  # of the Bessel functions, if not 1, 2, 3 ... (pi/cutoff)
+    covalent_radii: tuple[float, ...] = ()  # Å, by element, for the three that follow
+    agnesi: tuple[float, ...] = ()  # q, p, a (distance_transform)
+    soft: float = 0.0  # steepness (distance_transform)
+    pair_repulsion: tuple[float, ...] = ()  # p, length, power and weights: nn.interaction
+    cut_weights: bool = False  # the envelope multiplies weights, not the basis (apply_cutoff False)
+    gate: str = "silu"  # of the last readout
+    readout_bias: bool = False  # NonLinearBiasReadoutBlock
+    last_readout_only: bool = False
+    state: tuple = ()  # embedding of charge and multiplicity: nn.interaction.StateEmbedding
+    state_readout: bool = False  # energies of atoms from that embedding alone
+    energy: bool = True  # False: a model of dipoles; its energy is zero
+    charges: bool = True  # False: the dipole is a sum of atomic dipoles alone
+    tensor_widths: tuple[int, int] = (0, 0)  # hidden vectors, l = 2 tensors of the last readout
 
     @nn.compact
     def __call__(self, system: System):
         species, known = species_index(system.numbers, self.elements)
-        harmonics, basis = self._edges(system)
-        embedding = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")
-        features, table = embedding(species), embedding(jnp.arange(len(self.elements)))
-        if self.charge_spin:
-            table = None  # features are no longer a matter of the species alone
-            extra = ChargeSpinEmbedding(self.channels, name="charge_spin")(system)
-            features = {(0, 1): features[0, 1] + extra[:, None, :]}
-        features = {k: v.astype(system.positions.dtype) for k, v in features.items()}
+        edges = self._edges(system, species)
+        features, table = self._embedding(system, species)
+        energies = self._state_energies(features)
         layers = []
         for i in range(self.n_layers):
-            features = self._layer(i, system, features, species, harmonics, basis, table)
+            features = self._layer(i, system, features, species, edges, table)
             table = None
             layers.append(features)
-        width = self.readout_width
-        energies = self.scale * read_scalar("energy", layers, width) + self.shift
+        energies += self._energies(system, layers, species)
         return energy_prediction(system, energies, known) | response_predictions(
-            system, layers, width, dipole=self.dipole, polarizability=self.polarizability
+            system,
+            layers,
+            self.readout_width,
+            dipole=self.dipole,
+            polarizability=self.polarizability,
+            charges=self.charges,
+            tensor_widths=self.tensor_widths,
+            gate=self.gate,
         )
 
-    def _edges(self, system):
+    def _embedding(self, system, species):
+        """Scalars of each atom, and of each species if they depend on the species alone."""
+        embedding = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")
+        features, table = embedding(species), embedding(jnp.arange(len(self.elements)))
+        for wanted, extra in (
+            (self.charge_spin, ChargeSpinEmbedding(self.channels, name="charge_spin")),
+            (self.state, StateEmbedding(self.state, self.channels, name="state")),
+        ):
+            if wanted:
+                features, table = {(0, 1): features[0, 1] + extra(system)[:, None, :]}, None
+        return {k: v.astype(system.positions.dtype) for k, v in features.items()}, table
+
+    def _state_energies(self, features):
+        if not self.state_readout:
+            return 0.0
+        return ScalarReadout(name="state_energy")(features[0, 1][:, 0])
+
+    def _energies(self, system, layers, species):
+        if not self.energy:
+            return jnp.zeros_like(layers[-1][0, 1][:, 0, 0])
+        layers = layers[-1:] if self.last_readout_only else layers
+        options = {"gate": self.gate, "bias": self.readout_bias}
+        energies = read_scalar("energy", layers, self.readout_width, **options)
+        if self.pair_repulsion:
+            pairs = (self.elements, self.covalent_radii, self.pair_repulsion)
+            energies += pair_repulsion(system, species, *pairs)
+        return self.scale * energies + self.shift
+
+    def _edges(self, system, species):
+        """Harmonics, radial basis [edge, n_radial], and the envelope [edge, 1] of the weights."""
         vectors = edge_vectors(system)
         r = jnp.linalg.norm(vectors, axis=-1)
-        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)
-        basis = bessel(r, self.cutoff, self.n_radial) * smooth[..., None]
-        return spherical_harmonics(vectors / r[..., None], self.l_max), basis
+        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)[..., None]
+        harmonics = spherical_harmonics(vectors / r[..., None], self.l_max)
+        basis = self._basis(self._transformed(system, species, r))
+        return (harmonics, basis, smooth) if self.cut_weights else (harmonics, basis * smooth, None)
 
-    def _layer(self, i, system, features, species, harmonics, basis, table):
+    def _basis(self, r):
+        if self.radial_basis != "bessel":
+            return {"gaussian": gaussians, "chebyshev": chebyshev}[self.radial_basis](
+                r, self.cutoff, self.n_radial
+            )
+        frequencies = jnp.asarray(self.frequencies) if self.frequencies else None
+        return bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
+
+    def _transformed(self, system, species, r):
+        if not self.agnesi and not self.soft:
+            return r
+        radii = np.asarray(self.covalent_radii)
+        bond = of_pairs(system, species, np.add.outer(radii, radii), r.dtype)
+        return agnesi(r, bond / 2, *self.agnesi) if self.agnesi else soft(r, bond, self.soft)
+
+    def _layer(self, i, system, features, species, edges, table):
+        x, density = self._messages(i, system, features, species, edges, table)
+        update = self._update(i, features)
+        numbers = 16 * self.channels * (self.l_max + 1) ** 2  # of a forward and a backward pass
+        rows = block_rows(len(species), numbers * edges[1].dtype.itemsize)
+        return in_blocks(lambda row: update(*row), (x, density, features, species), rows=rows)
+
+    def _update(self, i, features):
+        """(messages, density, features, species) of any atoms -> their features after layer i."""
         n, c = len(self.elements), self.channels
         hidden = tuple(natural(self._hidden(i)))
-        first = i == 0 and not self.residual_first
-        skip = {}
-        if not first:
-            skip = SpeciesLinear(c, n, keep=hidden, name=f"skip_{i}")(features, species)
-        x = self._messages(i, system, features, species, harmonics, basis, table)
-        x = {key: v / self.avg_num_neighbors for key, v in x.items()}
-        if first:
-            x = SpeciesLinear(c, n, name=f"skip_{i}")(x, species)
+        residual = self.residual_rest if i else self.residual_first
+        normalise, skip = self._normalise(i, features), self._skip(i, features, hidden, residual)
+        n, which = (n, lambda s: s) if self.species_product else (1, jnp.zeros_like)
         product = SymmetricContraction(self.l_max, self.correlation, hidden, n, name=f"product_{i}")
-        x = Linear(c, name=f"linear_{i}")(product(x, species))
-        return {key: v + skip[key] if key in skip else v for key, v in x.items()}
+        product = product.function(c)
+        linear = Linear(c, name=f"linear_{i}").function(dict.fromkeys(hidden, c))
 
-    def _messages(self, i, system, features, species, harmonics, basis, table):
-        """What the neighbours of each atom send, {key: [n_atoms, 2l+1, channels]}.
+        def update(x, density, features, species):
+            x = normalise(x, density, features)
+            old = skip(features, species) if residual else {}
+            x = linear(product(x if residual else skip(x, species), which(species)))
+            return {key: v + old[key] if key in old else v for key, v in x.items()}
+
+        return update
+
+    def _normalise(self, i, features):
+        """What becomes of sums over neighbours: (messages, density, features) -> messages."""
+        if self.gated:
+            return Gate(self.channels, self.l_max, name=f"gate_{i}").function(features)
+        if self.density:
+            return lambda x, density, _: {k: v / (density + 1)[..., None] for k, v in x.items()}
+        return lambda x, *_: {key: v / self.avg_num_neighbors for key, v in x.items()}
+
+    def _skip(self, i, features, hidden, residual):
+        """(features, species) -> features: past the layer, or (not residual) within it."""
+        c, n, sizes = self.channels, len(self.elements), dict.fromkeys(features, self.channels)
+        if self.gated:
+            linear = Linear(c, keep=hidden, name=f"skip_{i}").function(sizes)
+            return lambda features, _: linear(features)
+        if residual:
+            return SpeciesLinear(c, n, keep=hidden, name=f"skip_{i}").function(sizes)
+        return SpeciesLinear(c, n, name=f"skip_{i}").function(dict.fromkeys(natural(self.l_max), c))
+
+    def _messages(self, i, system, features, species, edges, table):
+        """What the neighbours of each atom send, {key: [n_atoms, 2l+1, channels]}, and density.
 
         table: the features by species, if that is all they depend on.
         """
-        c, couplings = self.channels, paths(features, self.l_max, natural(self.l_max))
-        up = Linear(c, name=f"up_{i}")
-        radial = RadialMLP(self.radial_widths, len(couplings) * c, name=f"radial_{i}")
-        mix = Linear(c, name=f"message_{i}").function(fan_in(couplings, features))
-        edges = (system, harmonics, basis, couplings)
-        if table is not None and few_species(system, len(self.elements)):
+        sizes = self._edge_channels(i, features)
+        couplings = paths(sizes, self.l_max, natural(self.l_max))
+        up = Linear(tuple(sizes.items()), name=f"up_{i}")
+        sent = up(features)
+        mixed = tuple(self._mixed_channels().items())
+        mix = Linear(mixed, name=f"message_{i}").function(fan_in(couplings, sent))
+        harmonics, basis, smooth = edges
+        n_weights = sum(sizes[sender] for sender, _, _ in couplings)
+        if table is not None and self._plain() and few_species(system, len(self.elements)):
             table = up(table)[0, 1][:, 0]
+            radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")
             layers = radial.layers(self.n_radial)
-            return species_messages(*edges, table, species, radial=layers, mix=mix)
-        radial = radial.function(self.n_radial)
-        return messages(*edges, up(features), radial=radial, mix=mix)
+            edges = (system, harmonics, basis, couplings)
+            x = species_messages(*edges, table, species, radial=layers, mix=mix)
+            return x, self._density(i, system, species, basis, smooth)
+        radial, inputs = self._radial(i, n_weights, system, species, basis, smooth)
+        edges = (system, harmonics, inputs, couplings)
+        x = messages(*edges, sent, radial=radial, mix=mix)
+        return x, self._density(i, system, species, basis, smooth)
+
+    def _plain(self):
+        """Whether weights are a matrix times functions of the distance alone."""
+        return not (self.gated or self.cut_weights)
+
+    def _edge_channels(self, i, features):
+        """{key: channels} of what is sent."""
+        sizes = self.edge_channels if i else (self.edge_channels_first or self.channels,)
+        return {
+            k: sizes[k[0]] if sizes else self.channels for k in features if k[0] < (len(sizes) or 9)
+        }
+
+    def _mixed_channels(self):
+        """{key: channels} of the sums over neighbours; with gates the scalars hold those too."""
+        c = self.channels
+        return {k: c * (1 + self.l_max * (self.gated and k[0] == 0)) for k in natural(self.l_max)}
+
+    def _radial(self, i, n_weights, system, species, basis, smooth):
+        """A function from inputs [edge, n] to weights [edge, n_weights], and its inputs."""
+        n, name = self.n_radial, f"radial_{i}"
+        if self._plain():
+            return RadialMLP(self.radial_widths, n_weights, name=name).function(n), basis
+        if self.gated:
+            mlp = SpeciesMLP(self.radial_widths, n_weights, len(self.elements), name=name)
+            shift, weights = mlp.functions(n)
+            basis = jnp.concatenate([basis, shift(system, species, basis.dtype)], -1)
+            plain = lambda x: weights(x[..., :n], x[..., n:])
+        else:
+            plain = RadialMLP(self.radial_widths, n_weights, name=name).function(n)
+        if not self.cut_weights:
+            return plain, basis
+        return lambda x: plain(x[..., :-1]) * x[..., -1:], jnp.concatenate([basis, smooth], -1)
+
+    def _density(self, i, system, species, basis, smooth):
+        """Weighted number of neighbours, [n_atoms, 1], or None where nothing needs it."""
+        if self.gated:
+            mlp = SpeciesMLP((DENSITY_WIDTH,), 1, len(self.elements), name=f"density_{i}")
+            shift, weights = mlp.functions(self.n_radial)
+            y = weights(basis, shift(system, species, basis.dtype))
+            return sum_densities(system, y, smooth)
+        if self.density:
+            return Density(name=f"density_{i}")(system, basis, smooth)
+        return None
 
     def _hidden(self, i):
         """Degree of the features after layer i: the last keeps only what is read out."""

@@ -56,19 +56,34 @@ class SpeciesLinear(nn.Module):
     keep: tuple | None = None
 
     @nn.compact
-    def __call__(self, features, species):
-        wanted = channels_by_key(self.channels, self.keep, features)
-        return {key: self._apply(key, features[key], species, n) for key, n in wanted}
+    def function(self, sizes: dict):
+        """The map itself, (features, species) -> features, for features with `sizes` {key: c}."""
+        weights = {
+            key: self._weight(key, sizes[key], n)
+            for key, n in channels_by_key(self.channels, self.keep, sizes)
+        }
+        return lambda features, species: {
+            key: species_product(features[key], w.astype(features[key].dtype), species)
+            for key, w in weights.items()
+        }
 
-    def _apply(self, key, x, species, channels):
-        shape = (self.n_species, x.shape[-1], channels)
+    def __call__(self, features, species):
+        return self.function({key: x.shape[-1] for key, x in features.items()})(features, species)
+
+    def _weight(self, key, n_in, n_out):
+        shape = (self.n_species, n_in, n_out)
         w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
-        w = w.astype(x.dtype) / sqrt(self.n_species * x.shape[-1])
-        if self.n_species > 8:  # all products would cost n_species times the work
-            return jnp.einsum("nmc,ncd->nmd", x, w[species])
-        onehot = jax.nn.one_hot(species, self.n_species, dtype=x.dtype)
-        every = jnp.einsum("nmc,zcd->nmzd", x, w)
-        return jnp.einsum("nmzd,nz->nmd", every, onehot)
+        return w / sqrt(self.n_species * n_in)
+
+
+def species_product(x, weights, species):
+    """x [n, m, c] times the matrix of each atom's species, weights [n_species, c, d]."""
+    n_species = len(weights)
+    if n_species > 8:  # all products would cost n_species times the work
+        return jnp.einsum("nmc,ncd->nmd", x, weights[species])
+    onehot = jax.nn.one_hot(species, n_species, dtype=x.dtype)
+    every = jnp.einsum("nmc,zcd->nmzd", x, weights)
+    return jnp.einsum("nmzd,nz->nmd", every, onehot)
 
 
 class SpeciesEmbedding(nn.Module):

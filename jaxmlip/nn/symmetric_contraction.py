@@ -136,30 +136,42 @@ class SymmetricContraction(nn.Module):
     n_species: int
 
     @nn.compact
-    def __call__(self, features, species):
-        x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
+    def function(self, channels: int):
+        """The map itself, (features, species) -> features, for so many channels."""
         factors, tables = plan(self.l_max, self.correlation, self.targets)
+        weights = {
+            (nu, key): self._weight(nu, key, len(table), channels)
+            for nu in tables
+            for key, table in tables[nu].items()
+        }
         terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
         evaluate = _unrolled if terms <= UNROLLED_TERMS else _matrix_product
-        basis = evaluate(x, factors, tables)
-        return {t: self._weighted(t, basis, tables, species) for t in self.targets}
 
-    def _weighted(self, target, basis, tables, species):
-        """Sum over polynomials with the weights of the species, degree by degree in the params."""
-        total = 0.0
-        for nu in tables:
-            if target in tables[nu]:
-                n, c = len(tables[nu][target]), basis[nu, target][0][0].shape[-1]
-                name = f"l{target[0]}_degree{nu}"
-                init = nn.initializers.normal(1.0 / n)
-                rows = basis[nu, target]
-                w = self.param(name, init, (self.n_species, n, c)).astype(rows[0][0].dtype)
-                w = of_species(w, species)
-                total += jnp.stack(
-                    [sum(w[:, k] * rows[k][m] for k in range(n)) for m in range(2 * target[0] + 1)],
-                    1,
-                )
-        return total
+        def contract(features, species):
+            x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
+            basis = evaluate(x, factors, tables)
+            of_atoms = {k: of_species(w.astype(x.dtype), species) for k, w in weights.items()}
+            return {key: _weighted(key, basis, of_atoms) for key in self.targets}
+
+        return contract
+
+    def __call__(self, features, species):
+        return self.function(features[0, 1].shape[-1])(features, species)
+
+    def _weight(self, nu, key, n, channels):
+        init = nn.initializers.normal(1.0 / n)
+        return self.param(f"l{key[0]}_degree{nu}", init, (self.n_species, n, channels))
+
+
+def _weighted(target, basis, weights):
+    """Sum over degrees and polynomials with the weights of the atoms, [n_atoms, 2l+1, c]."""
+    terms = [
+        [w[:, k] * component for component in polynomial]
+        for (nu, key), w in weights.items()
+        if key == target
+        for k, polynomial in enumerate(basis[nu, key])
+    ]
+    return jnp.stack([sum(components) for components in zip(*terms, strict=True)], 1)
 
 
 def _unrolled(x, factors, tables):

@@ -81,6 +81,7 @@ def messages(system: System, harmonics, basis, couplings, features, *, radial, m
         width = lambda key: features[key].shape[-1] * basis.dtype.itemsize * k
         inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
         outer = block_rows(n, sum((2 * s[0] + 1) * width(s) for s in nodes), limits=MEMORY)
+        outer = max(outer, n // 32)  # each block's backward pass adds to the features of all atoms
     return in_blocks(gathered, (edges, harmonics, basis), rows=outer)
 
 
