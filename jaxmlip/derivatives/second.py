@@ -52,8 +52,12 @@ def hessian(apply, *, atoms=None, memory: float = 2e9):
             unit = jnp.zeros(3 * n, positions.dtype).at[column].set(1)
             return linear(unit.reshape(n, 3))
 
-        out = jax.lax.map(row, jnp.asarray(columns), batch_size=chunk)
-        return out.reshape(len(rows), 3, n, 3)
+        # whole chunks of equal size: a remainder would compile the linear map a second time
+        count = -(-len(columns) // chunk)
+        chunk = -(-len(columns) // count)
+        padded = np.resize(columns, (count, chunk))
+        out = jax.lax.map(jax.vmap(row), jnp.asarray(padded))
+        return out.reshape(-1, 3 * n)[: len(columns)].reshape(len(rows), 3, n, 3)
 
     return hessian_of
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.linear import of_species
+from jaxmlip.nn.polynomials import polynomial_map
 
 UNROLLED_TERMS = 1000  # more non-zero coefficients than this would take long to compile
 
@@ -123,6 +124,27 @@ def plan(l_max: int, correlation: int, targets: tuple):
     return factors, tables
 
 
+@cache
+def written_out(l_max: int, correlation: int, targets: tuple) -> list:
+    """The same for `nn.polynomials`: one polynomial for each component of each target.
+
+    Weights are counted by degree, target and polynomial, as in the params.
+    """
+    factors, tables = plan(l_max, correlation, targets)
+    keys = {1: [(a,) for a in range((l_max + 1) ** 2)]}
+    for nu, steps in factors.items():
+        keys[nu] = [keys[nu - 1][parent] + (int(a),) for parent, a in steps]
+    out = {(t, m): {} for t in targets for m in range(2 * t[0] + 1)}
+    start = 0
+    for nu in tables:
+        for target, table in tables[nu].items():
+            for k, m, q in np.argwhere(table):
+                terms = out[target, m].setdefault(start + k, {})
+                terms[keys[nu][q]] = float(table[k, m, q])
+            start += len(table)
+    return list(out.values())
+
+
 class SymmetricContraction(nn.Module):
     """{key: [n_atoms, 2l+1, c]} for l <= l_max -> the same for `targets`, weights by species.
 
@@ -138,20 +160,21 @@ class SymmetricContraction(nn.Module):
     @nn.compact
     def function(self, channels: int):
         """The map itself, (features, species) -> features, for so many channels."""
-        factors, tables = plan(self.l_max, self.correlation, self.targets)
-        weights = {
-            (nu, key): self._weight(nu, key, len(table), channels)
-            for nu in tables
-            for key, table in tables[nu].items()
-        }
+        _, tables = plan(self.l_max, self.correlation, self.targets)
+        weights = jnp.concatenate(
+            [
+                self._weight(nu, key, len(table), channels)
+                for nu in tables
+                for key, table in tables[nu].items()
+            ],
+            axis=1,
+        )
         terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
-        evaluate = _unrolled if terms <= UNROLLED_TERMS else _matrix_product
+        evaluate = (_term_by_term if terms <= UNROLLED_TERMS else _matrix_product)(self)
 
         def contract(features, species):
             x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
-            basis = evaluate(x, factors, tables)
-            of_atoms = {k: of_species(w.astype(x.dtype), species) for k, w in weights.items()}
-            return {key: _weighted(key, basis, of_atoms) for key in self.targets}
+            return evaluate(x, of_species(weights.astype(x.dtype), species))
 
         return contract
 
@@ -163,42 +186,40 @@ class SymmetricContraction(nn.Module):
         return self.param(f"l{key[0]}_degree{nu}", init, (self.n_species, n, channels))
 
 
-def _weighted(target, basis, weights):
-    """Sum over degrees and polynomials with the weights of the atoms, [n_atoms, 2l+1, c]."""
-    terms = [
-        [w[:, k] * component for component in polynomial]
-        for (nu, key), w in weights.items()
-        if key == target
-        for k, polynomial in enumerate(basis[nu, key])
-    ]
-    return jnp.stack([sum(components) for components in zip(*terms, strict=True)], 1)
+def _term_by_term(settings):
+    """(x [n_atoms, components, c], weights [n_atoms, polynomials, c]) -> {target: [n, 2l+1, c]}.
 
-
-def _unrolled(x, factors, tables):
-    """{(nu, key): [polynomial][component] arrays [n_atoms, c]}, term by term.
-
-    The coefficients are sparse (2 % for l_max 2), and the compiler fuses the whole sum into one
-    pass over atoms and channels.
+    The coefficients are sparse (2 % for l_max 2).
     """
-    powers = {1: [x[:, a] for a in range(x.shape[1])]}
-    for nu, steps in factors.items():
-        powers[nu] = [powers[nu - 1][parent] * powers[1][a] for parent, a in steps]
-    combine = lambda row, nu: sum(float(row[q]) * powers[nu][q] for q in np.flatnonzero(row))
-    return {
-        (nu, key): [[combine(row, nu) for row in rows] for rows in table]
-        for nu in tables
-        for key, table in tables[nu].items()
-    }
+    polynomials = written_out(settings.l_max, settings.correlation, settings.targets)
+    values = polynomial_map(polynomials, (settings.l_max + 1) ** 2)
+
+    def evaluate(x, weights):
+        columns = lambda array: [array[:, i] for i in range(array.shape[1])]
+        rows = iter(values(columns(x), columns(weights)))
+        return {
+            t: jnp.stack([next(rows) for _ in range(2 * t[0] + 1)], 1) for t in settings.targets
+        }
+
+    return evaluate
 
 
-def _matrix_product(x, factors, tables):
+def _matrix_product(settings):
     """The same by forming all monomials and one matrix product a degree: small to compile."""
-    x = x.swapaxes(0, 1)  # [components, n_atoms, c]: products are then of whole slabs
-    power, out = x, {}
-    for nu in tables:
-        if nu > 1:
-            parent, component = factors[nu].T
-            power = power[parent] * x[component]
-        for key, table in tables[nu].items():
-            out[nu, key] = jnp.einsum("kmq,qnc->kmnc", jnp.asarray(table, x.dtype), power)
-    return out
+    factors, tables = plan(settings.l_max, settings.correlation, settings.targets)
+
+    def evaluate(x, weights):
+        x, weights = x.swapaxes(0, 1), weights.swapaxes(0, 1)  # products are then of whole slabs
+        power, start = x, 0
+        out = dict.fromkeys(settings.targets, 0.0)
+        for nu in tables:
+            if nu > 1:
+                parent, component = factors[nu].T
+                power = power[parent] * x[component]
+            for key, table in tables[nu].items():
+                basis = jnp.einsum("kmq,qnc->kmnc", jnp.asarray(table, x.dtype), power)
+                out[key] += jnp.einsum("knc,kmnc->nmc", weights[start : start + len(table)], basis)
+                start += len(table)
+        return out
+
+    return evaluate
