@@ -21,6 +21,7 @@ LEVEL = {
     "models": 2,
     "data": 2,
     "interfaces": 2,
+    "parallel": 2,
     "train": 3,
     "md": 3,
     "vibrations": 3,
