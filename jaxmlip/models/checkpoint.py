@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmlip.errors import ModelError, ResourceError, did_you_mean
 from jaxmlip.models import architectures
+from jaxmlip.models.elements import keep_elements
 from jaxmlip.potential import Potential, add_field, add_reference_energies
 
 FORMAT = 1
@@ -75,6 +76,7 @@ def save(path, card: dict, params) -> None:
     model = build(card)
     known = {"elements": list(model.elements), "cutoff": float(model.cutoff)}
     card = {**known, **card, "format": FORMAT, "sha256": digest(flat)}
+    card = json.loads(json.dumps(card))  # as it will be read: keys are text, tuples lists
     card["card_sha256"] = card_digest(card)
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -90,9 +92,15 @@ def save(path, card: dict, params) -> None:
         ) from error
 
 
-def load(path) -> tuple[Potential, dict, dict]:
-    """(potential, params, card) of a file. Raises `ModelError` if it is not whole or not ours."""
+def load(path, *, elements=None) -> tuple[Potential, dict, dict]:
+    """(potential, params, card) of a file. Raises `ModelError` if it is not whole or not ours.
+
+    elements: atomic numbers of the structures to come; with few of them the potential is faster
+    (`models.elements`), and others then give NaN.
+    """
     card, flat = read(path)
+    if elements is not None:
+        card, flat = keep_elements(card, flat, elements)
     params = unflatten_dict({tuple(k.split("/")): jnp.asarray(v) for k, v in flat.items()})
     return potential_of(card), params, card
 

@@ -16,18 +16,22 @@ MEMORY = {"cpu": (16 * MEBI, 8 * MEBI)}
 DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device with memory of its own
 
 
-def block_rows(n_rows: int, bytes_per_row: int, *, limits=CACHE) -> int:
+def block_rows(n_rows: int, bytes_per_row: int, *, limits=CACHE, most: int | None = None) -> int:
     """Rows a block, out of n_rows that need `bytes_per_row` each while they are computed.
 
     All of them if together they are small. On CPU a block then stays in cache; on other devices it
-    is as large as memory comfortably allows.
+    is as large as memory comfortably allows. `most` is a limit on the number of blocks. A number
+    of rows that is not known when the program is traced is taken whole.
     """
+    if not isinstance(n_rows, int):
+        return n_rows
     whole, block = limits.get(jax.default_backend(), DEVICE)
     if n_rows * bytes_per_row <= whole:
         return n_rows
     if jax.default_backend() == "cpu":
         block = block * cores()
-    return max(1, min(n_rows, block // bytes_per_row))
+    least = 1 if most is None else -(-n_rows // most)
+    return max(least, min(n_rows, block // bytes_per_row))
 
 
 def cores() -> int:
@@ -42,7 +46,7 @@ def in_blocks(function, arrays, *, rows: int):
     reverse-mode derivatives is that of the function.
     """
     n = jax.tree.leaves(arrays)[0].shape[0]
-    if rows >= n:
+    if rows is n or rows >= n:
         return function(arrays)
     count = -(-n // rows)
     blocks = jax.tree.map(lambda x: _stack(x, count, rows), arrays)

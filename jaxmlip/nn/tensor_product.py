@@ -50,8 +50,9 @@ def fan_in(couplings, features) -> dict:
 
 def few_species(system: System, n_species: int) -> bool:
     """Whether `species_messages` is cheaper: it costs as many neighbours as 4 x n_species."""
-    edges = system.edges
-    return edges.receivers is None and 4 * n_species <= edges.senders.shape[-1]
+    k = system.edges.senders.shape[-1]
+    per_receiver = system.edges.receivers is None and isinstance(k, int)
+    return per_receiver and 4 * n_species <= k
 
 
 def messages(system: System, harmonics, basis, couplings, features, *, radial, mix) -> dict:
@@ -80,8 +81,9 @@ def messages(system: System, harmonics, basis, couplings, features, *, radial, m
     if edges.receivers is None:
         width = lambda key: features[key].shape[-1] * basis.dtype.itemsize * k
         inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
-        outer = block_rows(n, sum((2 * s[0] + 1) * width(s) for s in nodes), limits=MEMORY)
-        outer = max(outer, n // 32)  # each block's backward pass adds to the features of all atoms
+        # each block's backward pass adds to the features of all atoms: few blocks
+        sent = sum((2 * s[0] + 1) * width(s) for s in nodes)
+        outer = block_rows(n, sent, limits=MEMORY, most=32)
     return in_blocks(gathered, (edges, harmonics, basis), rows=outer)
 
 
