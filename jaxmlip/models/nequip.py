@@ -118,7 +118,8 @@ class NequIP(nn.Module):
         out = self._with_gates(sizes)
         linear = Linear(out, bias=self.bias, name=f"message_{i}").function(sizes)
         n_weights = sum(dict(same)[sender] for sender, _, _ in couplings)
-        radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}").function(self.n_radial)
+        radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")
+        radial = radial.function(self.n_radial)
         mix = lambda x: linear({k: v / sqrt(self.avg_num_neighbors) for k, v in x.items()})
         x = messages(system, harmonics, basis, couplings, up, radial=radial, mix=mix)
         skip = self._skip(i, out, features, species)
@@ -187,7 +188,7 @@ class EquivariantNorm(nn.Module):
 
 
 def switch(r, start: float, cutoff: float):
-    """XPLOR: 1 up to `start`, 0 from `cutoff` on; value and slope are continuous, [...] -> [...]."""
+    """XPLOR: 1 up to `start`, 0 from `cutoff` on, with continuous slope, [...] -> [...]."""
     t = jnp.clip((r * r - start**2) / (cutoff**2 - start**2), 0.0, 1.0)
     return (1.0 - t) ** 2 * (1.0 + 2.0 * t)
 
