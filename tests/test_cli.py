@@ -348,9 +348,25 @@ def test_models_are_listed_and_shown(springs, capsys):
 def test_the_doctor_finds_nothing_wrong(springs, capsys):
     found = run_json(["doctor", "--model", springs], capsys)
     assert found["ok"] and not found["failed"]
-    assert {"versions", "float64", "forces against differences"} <= {
-        c["name"] for c in found["checks"]
-    }
+    checks = {c["name"]: c["value"] for c in found["checks"]}
+    assert {"versions", "float64", "forces against differences", "cold start, forces"} <= set(
+        checks
+    )
+    assert checks["kernels"].startswith("plain XLA")
+    empty, filled = found["cold_start"], found["cold_start_with_cache"]
+    assert set(empty) == set(filled) and min(empty.values()) >= 0
+    assert empty["forces_first_s"] > empty["forces_second_s"]
+    assert not any("hessian" in key for key in empty)  # only with --full
+
+
+def test_the_doctor_says_why_a_fresh_process_could_not_be_timed(springs, monkeypatch, capsys):
+    from jaxmlip.cli import cold_start
+
+    monkeypatch.setattr(cold_start, "CODE", "raise SystemExit('no room')")
+    found = run_json(["doctor", "--model", springs], capsys)
+    checks = {c["name"]: c for c in found["checks"]}
+    assert found["ok"] and checks["cold start"]["verdict"] == "WARN"
+    assert checks["cold start"]["value"] == "no room"
 
 
 def test_the_doctor_refuses_the_jax_that_miscompiles(monkeypatch, capsys):

@@ -31,19 +31,25 @@ def doctor(
             "default organic, and a Morse potential if that is not there.",
         ),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also time a Hessian: half a minute more.")
+    ] = False,
     json: options.Json = None,
     overwrite: options.Overwrite = False,
 ):
-    """Versions, devices, precision, and forces against differences of energies (eV/Å)."""
+    """Versions, devices, precision, forces against differences of energies (eV/Å), cold start."""
     from jaxmlip.cli import session
 
     output = plan("doctor", [], json_file=json, overwrite=overwrite)
-    findings = [_jax_version()]
+    findings, seconds = [_jax_version()], {}
     if findings[0].verdict != "FAIL":
         session.start(x64=True)
         with task("checking"):
-            findings += [_devices(), _double(), _products(), _cache(), _memory()]
+            findings += [_devices(), _path(), _double(), _products(), _cache(), _memory()]
             findings += _numbers(model)
+        with task("timing a fresh process"):
+            found, seconds = _cold_start(model, full)
+            findings += found
     rows = [(f.verdict, f.name, f.value) for f in findings]
     rows += [("", f"  fix for {f.name}", f.fix) for f in findings if f.fix]
     output.console.print(table({"": "left", "check": "left", "found": "left"}, rows))
@@ -55,6 +61,7 @@ def doctor(
             "ok": not failed,
             "failed": failed,
             "checks": [f._asdict() for f in findings],
+            **seconds,
         }
     )
     if failed:
@@ -106,6 +113,17 @@ def _devices() -> Finding:
     return Finding("devices", "OK", text)
 
 
+def _path() -> Finding:
+    """What computes: kernels other than XLA's own are never taken without a word."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        other = f"cuequivariance-jax {version('cuequivariance-jax')} is installed, but not used"
+    except PackageNotFoundError:
+        other = "cuequivariance-jax is absent"
+    return Finding("kernels", "OK", f"plain XLA; {other}, no Pallas kernels")
+
+
 def _double() -> Finding:
     import jax.numpy as jnp
 
@@ -154,6 +172,42 @@ def _memory() -> Finding:
     return Finding("free memory", "WARN" if few else "OK", f"{free:.1f} GB", few)
 
 
+# --- the time ------------------------------------------------------------------------------------
+
+
+def _cold_start(name, full) -> tuple[list[Finding], dict]:
+    """Seconds from nothing to the first forces, without and with compiled programs of before."""
+    import subprocess
+
+    from jaxmlip import pretrained
+    from jaxmlip.cli import cold_start
+
+    if name is None and "organic" not in pretrained.names():
+        return [], {}
+    try:
+        empty, filled = cold_start.measure(pretrained.path_of(name or "organic"), hessian=full)
+    except (subprocess.SubprocessError, ValueError) as error:
+        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        return [Finding("cold start", "WARN", last, "report it")], {}
+    findings = [
+        Finding("import of jax and jaxmlip", "OK", f"{empty['import_s']:.1f} s"),
+        *(_seconds(what, empty, filled) for what in ["forces", *["hessian"] * full]),
+    ]
+    return findings, {"cold_start": empty, "cold_start_with_cache": filled}
+
+
+def _seconds(what, empty, filled) -> Finding:
+    first, again = empty[f"{what}_first_s"], filled[f"{what}_first_s"]
+    text = (
+        f"{first:.1f} s to the first of {empty['n_atoms']} atoms "
+        f"({empty[f'{what}_compile_s']:.1f} s compiling), {again:.1f} s once the cache has it, "
+        f"then {1e3 * empty[f'{what}_second_s']:.1f} ms"
+    )
+    slow = first > 60
+    fix = "compiling takes long here: keep the compilation cache" if slow else ""
+    return Finding(f"cold start, {what}", "WARN" if slow else "OK", text, fix)
+
+
 # --- the numbers ---------------------------------------------------------------------------------
 
 
@@ -196,6 +250,7 @@ def _numbers(name) -> list[Finding]:
 def _potential(name):
     """(finding, potential, params, a molecule that it knows)."""
     from jaxmlip import pretrained
+    from jaxmlip.cli.cold_start import structure
     from jaxmlip.interfaces.read import read_structure
     from jaxmlip.models import checkpoint
 
@@ -220,22 +275,8 @@ def _potential(name):
         Finding("model", "OK", f"{name or 'organic'}, sha256 {card['sha256'][:16]}..."),
         potential,
         params,
-        _molecule(card),
+        structure(card),
     )
-
-
-def _molecule(card):
-    """Ethanol, or a pair of the first element where a model does not know it."""
-    from ase import Atoms
-
-    from jaxmlip.interfaces.read import read_structure
-
-    atoms = read_structure("ethanol")
-    if not set(atoms.numbers) <= set(card["elements"]):
-        number = card["elements"][0]
-        atoms = Atoms([number] * 3, [[0, 0, 0], [2.3, 0.1, 0], [0.2, 0.3, 2.4]])
-    atoms.rattle(0.02, seed=0)
-    return atoms
 
 
 def _difference(slope, params, system, gradient, step=1e-4) -> float:

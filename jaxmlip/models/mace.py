@@ -1,8 +1,9 @@
 """MACE: equivariant many-body message passing (Batatia et al. 2022, arXiv:2206.07697).
 
-The published architecture, layer for layer: weights of mace-torch 0.3 (ScaleShiftMACE with
-RealAgnostic(Residual)Interaction blocks) can be copied in without approximation. Charges, atomic
-dipoles and polarisabilities are further readouts of the same features.
+The published architecture, layer for layer: weights of mace-torch 0.3 fit in without approximation
+(`interfaces.weights.mace_torch`). The fields after `polarizability` are what its variants and
+foundation models add; all are off by default and then cost nothing. Charges, atomic dipoles and
+polarisabilities are further readouts of the same features.
 """
 
 import flax.linen as nn

@@ -7,33 +7,73 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
-from jaxmlip.nn.radial import SILU_GAIN
+from jaxmlip.nn.radial import SILU_GAIN, TANH_GAIN
 from jaxmlip.system import System, sum_atoms, sum_energies
+
+SIGMOID_GAIN, ABS_GAIN = 1.8467055342154763, 1.001110600838467  # as SILU_GAIN: see nn.radial
+ACTIVATIONS = {  # name: function, gain
+    "silu": (jax.nn.silu, SILU_GAIN),
+    "tanh": (jnp.tanh, TANH_GAIN),
+    "sigmoid": (jax.nn.sigmoid, SIGMOID_GAIN),
+    "abs": (jnp.abs, ABS_GAIN),
+    "none": (lambda x: x, 1.0),
+}
+
+
+def activate(name: str, x):
+    """An activation by its name, scaled so that a unit normal keeps its mean square."""
+    function, gain = ACTIVATIONS[name]
+    return function(x) * gain
 
 
 class ScalarReadout(nn.Module):
-    """Scalars [n, c] -> [n]; linear, or with one hidden layer if `width` is not 0."""
+    """Scalars [n, c] -> [n]; linear, or with one hidden layer if `width` is not 0.
+
+    With `bias` there is a second hidden layer, and it and the last one have biases.
+    """
 
     width: int = 0
+    gate: str = "silu"
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x):
         if self.width:
-            x = jax.nn.silu(self._linear("hidden", x, self.width)) * SILU_GAIN
-        return self._linear("out", x, 1)[..., 0]
+            x = activate(self.gate, self._linear("hidden", x, self.width))
+        if not (self.width and self.bias):
+            return self._linear("out", x, 1)[..., 0]
+        x = activate(self.gate, self._linear("middle", x, self.width) + self._bias("middle", x))
+        return self._linear("out", x, 1)[..., 0] + self._bias("out", x[..., :1])[0]
 
     def _linear(self, name, x, n_out):
         w = self.param(name, nn.initializers.normal(1.0), (x.shape[-1], n_out))
         return x @ (w.astype(x.dtype) / sqrt(x.shape[-1]))
 
+    def _bias(self, name, x):
+        b = self.param(f"{name}_bias", nn.initializers.zeros, (x.shape[-1],))
+        return b.astype(x.dtype)
+
 
 class TensorReadout(nn.Module):
-    """Features of one degree [n, 2l+1, c] -> [n, 2l+1], linear in the channels (so equivariant)."""
+    """Features of one degree [n, 2l+1, c] -> [n, 2l+1], linear in the channels (so equivariant).
+
+    With `width`, over as many hidden tensors, each times a gate made from the scalars [n, c].
+    """
+
+    width: int = 0
+    gate: str = "silu"
 
     @nn.compact
-    def __call__(self, x):
-        w = self.param("out", nn.initializers.normal(1.0), (x.shape[-1],))
-        return x @ (w.astype(x.dtype) / sqrt(x.shape[-1]))
+    def __call__(self, x, scalars=None):
+        if self.width:
+            gates = scalars @ self._weight("gates", scalars, (self.width,))
+            hidden = x @ self._weight("hidden", x, (self.width,))
+            x = hidden * activate(self.gate, gates)[:, None, :]
+        return x @ self._weight("out", x)
+
+    def _weight(self, name, x, n_out=()):
+        w = self.param(name, nn.initializers.normal(1.0), (x.shape[-1], *n_out))
+        return w.astype(x.dtype) / sqrt(x.shape[-1])
 
 
 def conserve_charge(system: System, charges):
@@ -55,7 +95,7 @@ def cartesian_tensor(scalar, traceless):
     return scalar[:, None, None] * identity + jnp.einsum("abm,nm->nab", table, traceless)
 
 
-def read_scalar(name: str, layers, width: int):
+def read_scalar(name: str, layers, width: int, **options):
     """Readouts of the scalars of all layers, summed, [n_atoms]; the last has a hidden layer.
 
     To be called inside a compact method, whose module then owns the weights `name`_0, `name`_1 ...
@@ -63,14 +103,22 @@ def read_scalar(name: str, layers, width: int):
     total = 0.0
     for i, features in enumerate(layers):
         hidden = width if i == len(layers) - 1 else 0
-        total += ScalarReadout(hidden, name=f"{name}_{i}")(features[0, 1][:, 0])
+        total += ScalarReadout(hidden, **options, name=f"{name}_{i}")(features[0, 1][:, 0])
     return total
 
 
-def read_tensor(name: str, layers, l: int):
-    """Linear readouts of degree l, natural parity, of all layers that have it, [n_atoms, 2l+1]."""
-    key = (l, (-1) ** l)
-    return sum(TensorReadout(name=f"{name}_{i}")(f[key]) for i, f in enumerate(layers) if key in f)
+def read_tensor(name: str, layers, l: int, width: int = 0, gate: str = "silu"):
+    """Readouts of degree l, natural parity, of all layers that have it, summed, [n_atoms, 2l+1].
+
+    Linear; the last has `width` hidden tensors with gates if that is not 0.
+    """
+    total, key = 0.0, (l, (-1) ** l)
+    for i, features in enumerate(layers):
+        if key in features:
+            hidden = width if i == len(layers) - 1 else 0
+            readout = TensorReadout(hidden, gate, name=f"{name}_{i}")
+            total += readout(features[key], features[0, 1][:, 0])
+    return total
 
 
 def energy_prediction(system: System, energies, known) -> dict:
@@ -79,15 +127,32 @@ def energy_prediction(system: System, energies, known) -> dict:
     return {"energy": sum_energies(system, energies), "energies": energies}
 
 
-def response_predictions(system: System, layers, width: int, *, dipole, polarizability) -> dict:
-    """Charges and dipole, polarisability (each if asked for), read from the same features."""
+def response_predictions(
+    system: System,
+    layers,
+    width: int,
+    *,
+    dipole,
+    polarizability,
+    charges=True,
+    tensor_widths=(0, 0),
+    gate="silu",
+) -> dict:
+    """Charges and dipole, polarisability (each if asked for), read from the same features.
+
+    Without `charges` the dipole is the sum of atomic dipoles alone. tensor_widths: hidden vectors
+    and hidden tensors of degree 2 of the last readouts, 0 if those are linear.
+    """
     out = {}
     if dipole:
-        charges = conserve_charge(system, read_scalar("charge", layers, width))
-        atomic = read_tensor("dipole", layers, 1)
-        out |= {"charges": charges, "dipole": total_dipole(system, charges, atomic)}
+        atomic = read_tensor("dipole", layers, 1, tensor_widths[0], gate)
+        out["dipole"] = sum_atoms(system, atomic)
+    if dipole and charges:
+        charge = conserve_charge(system, read_scalar("charge", layers, width, gate=gate))
+        out |= {"charges": charge, "dipole": total_dipole(system, charge, atomic)}
     if polarizability:
-        scalar = read_scalar("isotropic", layers, width)
-        tensor = cartesian_tensor(scalar, read_tensor("anisotropic", layers, 2))
+        scalar = read_scalar("isotropic", layers, width, gate=gate)
+        traceless = read_tensor("anisotropic", layers, 2, tensor_widths[1], gate)
+        tensor = cartesian_tensor(scalar, traceless)
         out["polarizability"] = sum_atoms(system, tensor)
     return out

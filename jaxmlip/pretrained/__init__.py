@@ -1,9 +1,8 @@
-"""Packaged potentials of this project's own making, each a `.safetensors` with a model card."""
+"""Potentials by name: packaged ones of this project's own making, and pulled ones of others."""
 
 from pathlib import Path
 
 from jaxmlip.errors import ModelError, did_you_mean
-from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
 
 FOLDER = Path(__file__).parent
@@ -15,25 +14,57 @@ def names() -> list[str]:
 
 
 def path_of(model) -> Path:
-    """The file of a packaged name, or the path itself. Raises `ModelError` for an unknown name."""
+    """The model file of a packaged or pulled name, or of a path.
+
+    A path of foreign weights (mace-torch, Nequix ...) is imported when it is first used, and the
+    result is kept in the user's cache. Raises `ModelError` for an unknown name or kind of file.
+    """
+    from jaxmlip.pretrained.published import PUBLISHED
+    from jaxmlip.pretrained.pull import on_the_fly, pulled
+
     path = Path(model)
-    if path.suffix == ".safetensors" or path.is_file():
+    if path.suffix == ".safetensors":
         return path
-    if str(model) not in names():
+    if path.is_file():
+        return path if _is_safetensors(path) else on_the_fly(path)
+    known = {name: FOLDER / f"{name}.safetensors" for name in names()}
+    known = {**pulled(), **known}
+    if str(model) in known:
+        return known[str(model)]
+    if str(model) in PUBLISHED:
         raise ModelError(
-            f"unknown model '{model}'.{did_you_mean(model, names())}",
-            fix=f"a packaged name ({', '.join(names())}) or the path of a .safetensors file",
+            f"'{model}' is a published potential that has not been pulled",
+            fix=f"jaxmlip models pull {model}",
             code="JM501",
         )
-    return FOLDER / f"{model}.safetensors"
+    raise ModelError(
+        f"unknown model '{model}'.{did_you_mean(model, [*known, *PUBLISHED])}",
+        fix=f"a name ({', '.join(known)}; `jaxmlip models list`) or the path of a model file",
+        code="JM501",
+    )
 
 
-def load(model) -> tuple[Potential, dict]:
-    """(potential, params) of a packaged name or a path; energies are total energies in eV."""
-    potential, params, _ = checkpoint.load(path_of(model))
+def _is_safetensors(path) -> bool:
+    """A header's length in eight bytes, then JSON."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and start[:1] != b"{"
+
+
+def load(model, *, elements=None) -> tuple[Potential, dict]:
+    """(potential, params) of a name or a path, of ours or of another code; total energies in eV.
+
+    elements: atomic numbers of the structures to come: fewer make a universal potential faster,
+    and it is the same function of such structures. Others then give NaN.
+    """
+    from jaxmlip.models import checkpoint
+
+    potential, params, _ = checkpoint.load(path_of(model), elements=elements)
     return potential, params
 
 
 def card(model) -> dict:
     """The model card: architecture, elements, cutoff, units, level of theory, accuracy, licence."""
+    from jaxmlip.models import checkpoint
+
     return checkpoint.read(path_of(model))[0]

@@ -10,12 +10,13 @@ class Calculator(PotentialCalculator):
     """`atoms.calc = Calculator("organic")`: a packaged name or the path of a .safetensors file.
 
     dtype: 'float64' for second derivatives and tight relaxations (needs jax_enable_x64).
-    Elements that the model card does not list raise `ModelError`.
+    elements: atomic numbers of the structures to come, if not all that the model knows: fewer
+    make a universal potential faster. Others raise `ModelError`.
     """
 
-    def __init__(self, model, *, dtype=None, **kwargs):
+    def __init__(self, model, *, dtype=None, elements=None, **kwargs):
         path = path_of(model)
-        potential, params, card = checkpoint.load(path)
+        potential, params, card = checkpoint.load(path, elements=elements)
         super().__init__(
             potential,
             params,

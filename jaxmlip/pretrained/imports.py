@@ -1,0 +1,181 @@
+"""Weights of other codes, put to the test and written as a model file of ours.
+
+What a reader makes of a foreign file is not believed: every array must have the shape that the
+architecture asks for, and on a small cluster of the model's own elements the numbers must be
+finite, the forces the slope of the energy, and the energy blind to rotations.
+"""
+
+import json
+from functools import reduce
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.derivatives.first import total_energy
+from jaxmlip.errors import ModelError
+from jaxmlip.interfaces import weights
+from jaxmlip.neighbors import find_edges
+from jaxmlip.system import System, cast, pad
+
+SLOPE, TURN = 1e-6, 1e-9  # largest relative errors of a force and of the energy of a turned cluster
+CLUSTER = np.array(  # five atoms without symmetry, in units of the nearest distance
+    [[0, 0, 0], [1.05, 0.1, 0], [-0.3, 1.1, 0.2], [0.25, 0.3, -1.2], [-0.9, -0.6, 0.5]]
+)
+UNKNOWN = "not stated in the file: that of its source applies, and goes with every copy"
+
+
+def import_weights(path, output, *, name=None, head=None, extra=None) -> dict:
+    """Reads foreign weights, tests them and writes the model file `output`; returns its card.
+
+    extra: further entries of the card, such as licence and citation. Raises `ModelError` for what
+    cannot be imported exactly, `ResourceError` where nothing can be written; either way no file.
+    """
+    from jaxmlip.models import checkpoint
+
+    card, params = read(path, name=name, head=head, extra=extra)
+    checkpoint.save(output, card, params)
+    return checkpoint.read(output)[0]
+
+
+def read(path, *, name=None, head=None, extra=None) -> tuple[dict, dict]:
+    """(card, params) of a foreign file that has passed the tests."""
+    from jaxmlip.pretrained.published import known_file
+
+    card, params = weights.read(path, head=head)
+    published = known_file(card["source"]["sha256"]) or {}
+    card = {"licence": UNKNOWN, **published, **card, **(extra or {})}
+    card["name"] = name or card.get("name") or stem(path)
+    card["verified"] = verify(card, params, where=str(path))
+    return json.loads(json.dumps(card)), params  # keys as a file has them: they are hashed
+
+
+def verify(card: dict, params, *, where: str = "") -> dict:
+    """What was found, or `ModelError` if the weights do not do what a potential does.
+
+    Shapes against the architecture; then, in float64: finite numbers, forces against differences
+    of energies (relative to the largest force), the energy of a turned cluster (per atom).
+    """
+    from jaxmlip.models import checkpoint
+
+    model = checkpoint.build(card)
+    elements = [int(z) for z in model.elements]
+    _check_references(card, elements, where)
+    with jax.enable_x64(True):
+        system = small_cluster(elements, float(model.cutoff))
+        check_shapes(model, params, system, where)
+        return _check_numbers(checkpoint.potential_of(card), params, system, where)
+
+
+def small_cluster(elements, cutoff: float) -> System:
+    """Five atoms of up to five of the elements, 0.4 cutoffs (at most 1.8 Å) apart, float64."""
+    n = len(CLUSTER)
+    numbers = np.array(elements, np.int32)[np.linspace(0, len(elements) - 1, n).astype(int)]
+    positions = CLUSTER * min(1.8, 0.4 * cutoff)
+    system = System(
+        positions=positions,
+        numbers=numbers,
+        graph=np.zeros(n, np.int32),
+        cell=np.eye(3)[None],
+        pbc=np.zeros((1, 3), bool),
+        charge=np.zeros(1),
+        spin=np.ones(1),
+        field=np.zeros((1, 3)),
+        edges=find_edges(positions, np.eye(3), False, cutoff),
+    )
+    return pad(system, n_neighbors=max(n, system.edges.senders.shape[1]))
+
+
+def check_shapes(model, params, system, where: str = "") -> None:
+    """Raises `ModelError` unless the parameters are those that the architecture has."""
+    wanted = _by_name(jax.eval_shape(model.init, jax.random.key(0), system))
+    found = _by_name(params)
+    wrong = [
+        *(f"{k} is missing" for k in wanted if k not in found),
+        *(f"{k} has no place" for k in found if k not in wanted),
+        *(
+            f"{k} has shape {np.shape(found[k])}, expected {wanted[k].shape}"
+            for k in wanted
+            if k in found and np.shape(found[k]) != wanted[k].shape
+        ),
+        *(f"{k} holds {np.asarray(v).dtype}" for k, v in found.items() if not _is_number(v)),
+        *(f"{k} is not finite" for k, v in found.items() if _is_number(v) and not _finite(v)),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"the weights are not those of this {type(model).__name__}: "
+            f"{'; '.join(wrong[:3])}{more}",
+            where=where,
+            code="JM511",
+        )
+
+
+def _check_references(card, elements, where):
+    known = {int(z) for z in card.get("reference_energies") or {}}
+    missing = sorted(set(elements) - known) if known else []
+    if missing:
+        raise ModelError(
+            f"no reference energy for atomic numbers {missing}", where=where, code="JM511"
+        )
+
+
+def _check_numbers(potential, params, system, where):
+    params = cast(params, "float64")
+    slope = jax.jit(jax.value_and_grad(total_energy(potential.apply)))
+    at = lambda positions: jax.device_get(slope(positions, params, system))
+    x = system.positions
+    energy, gradient = at(x)
+    if not (np.isfinite(energy) and np.isfinite(gradient).all()):
+        raise ModelError(f"energy or forces are not finite: {energy} eV", where=where, code="JM512")
+    random = np.random.default_rng(0)
+    direction = random.normal(size=x.shape) / np.sqrt(x.size)
+    turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
+    differences = _difference(lambda h: at(x + h * direction)[0])
+    force = float(np.abs(gradient).max())
+    found = {
+        "energy_eV": float(energy),
+        "largest_force_eV_per_A": force,
+        "force_error_eV_per_A": abs(float(differences - (gradient * direction).sum())),
+        "rotation_error_eV": abs(float(at(x @ turn.T)[0] - energy)),
+    }
+    # differences lose what the sum of energies is rounded by: eps x |E| / step
+    limits = {
+        "force_error_eV_per_A": SLOPE * max(1.0, force) + 1e-12 * abs(energy),
+        "rotation_error_eV": TURN * max(1.0, force, 1e-3 * abs(energy)),
+    }
+    for key, limit in limits.items():
+        if not found[key] <= limit:
+            raise ModelError(
+                f"{key} is {found[key]:.1e} (limit {limit:.0e}): no potential here",
+                where=where,
+                code="JM512",
+                fix="report the file and where it is from",
+            )
+    return found
+
+
+def _difference(energy, step=1e-3):
+    """Slope at zero by central differences of fourth order."""
+    e = [float(energy(k * step)) for k in (-2, -1, 1, 2)]
+    return (e[0] - 8 * e[1] + 8 * e[2] - e[3]) / (12 * step)
+
+
+def _by_name(tree) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = lambda path: "/".join(str(getattr(k, "key", k)) for k in path)
+    return {name(path): leaf for path, leaf in leaves}
+
+
+def _is_number(value) -> bool:
+    return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
+
+
+def _finite(value) -> bool:
+    return bool(np.isfinite(np.asarray(value, np.float64)).all())
+
+
+def stem(path) -> str:
+    """The name of a file of weights without its usual endings."""
+    return reduce(str.removesuffix, (".zip", ".model", ".nqx", ".pth", ".pt"), Path(path).name)

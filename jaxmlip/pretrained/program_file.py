@@ -1,0 +1,105 @@
+"""The file of an exported program: arrays in an .npz, a manifest, a SHA-256 of each; no pickle."""
+
+import hashlib
+import json
+import os
+
+import jax
+import numpy as np
+
+from jaxmlip.errors import ModelError, ResourceError, UsageError
+
+FORMAT = 1
+
+
+def write(path, arrays: dict, manifest: dict) -> None:
+    """Writes the file atomically; the manifest holds `digest` of each array."""
+    text = json.dumps(manifest).encode()
+    arrays = arrays | {
+        "manifest": np.frombuffer(text, np.uint8),
+        "manifest_sha256": np.frombuffer(hashlib.sha256(text).digest(), np.uint8),
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write: {error.strerror}", where=str(path), fix="choose a writable folder"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path) -> tuple[dict, dict]:
+    """(arrays, manifest) of a file. Raises `ModelError` if it is not whole or not ours."""
+    if not path.is_file():
+        raise ModelError("no such file", where=str(path), code="JM501", fix="jaxmlip models export")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        text = arrays.pop("manifest").tobytes()
+        whole = hashlib.sha256(text).digest() == arrays.pop("manifest_sha256").tobytes()
+        manifest = json.loads(text)
+        whole = whole and manifest["sha256"] == {k: digest(v) for k, v in arrays.items()}
+    except Exception as error:  # zip, zlib, numpy and JSON each have kinds of their own
+        raise ModelError(
+            f"not a program that jaxmlip has exported, or not whole ({error})",
+            where=str(path),
+            code="JM504",
+            fix="export it again",
+        ) from error
+    if not whole:
+        raise ModelError(
+            "does not match its SHA-256: the file is damaged",
+            where=str(path),
+            code="JM504",
+            fix="copy or export it again",
+        )
+    if manifest["format"] > FORMAT:
+        raise ModelError(
+            f"written in format {manifest['format']}, this version reads up to {FORMAT}",
+            where=str(path),
+            code="JM506",
+            fix="pip install -U jaxmlip",
+        )
+    return arrays, manifest
+
+
+def digest(array) -> str:
+    array = np.ascontiguousarray(array)
+    head = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def skeleton(params):
+    """The containers of params as JSON, with numbers for their leaves."""
+    leaves, tree = jax.tree.flatten(params)
+    return _as_json(jax.tree.unflatten(tree, range(len(leaves))))
+
+
+def _as_json(tree):
+    if isinstance(tree, dict):
+        return {"dict": {str(k): _as_json(v) for k, v in tree.items()}}
+    if type(tree) in (tuple, list):
+        return {type(tree).__name__: [_as_json(v) for v in tree]}
+    if isinstance(tree, int):
+        return tree
+    raise UsageError(f"params hold a {type(tree).__name__}; dicts, tuples and lists are exported")
+
+
+def filled(skeleton, values):
+    if isinstance(skeleton, int):
+        return values[skeleton]
+    ((kind, inner),) = skeleton.items()
+    if kind == "dict":
+        return {k: filled(v, values) for k, v in inner.items()}
+    return {"tuple": tuple, "list": list}[kind](filled(v, values) for v in inner)
+
+
+def count(skeleton) -> int:
+    if isinstance(skeleton, int):
+        return 1
+    ((kind, inner),) = skeleton.items()
+    return sum(map(count, inner.values() if kind == "dict" else inner))

@@ -1,0 +1,83 @@
+"""Archives of mlip give its energies, forces and stress.
+
+`data/mlip_mace.zip` is a small MACE with random weights (2 layers, 4 channels, l_max 2, node
+symmetry 1, correlation 3, basis factor from avg_r_min), written by mlip 0.2.5 (e3j 0.1.1) with
+`save_model_to_zip`; `data/mlip_mace.npz` holds what mlip predicts with it in float64.
+"""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from numpy.testing import assert_allclose
+
+import jaxmlip
+from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.interfaces.weights import format_of, mlip
+from jaxmlip.models import checkpoint
+from jaxmlip.system import pad
+
+DATA = Path(__file__).parent / "data"
+ARCHIVE = DATA / "mlip_mace.zip"
+
+
+@pytest.fixture(scope="module")
+def content():
+    """(settings, arrays) of the archive."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        arrays = dict(np.load(io.BytesIO(archive.read("params.npz")), allow_pickle=False))
+        return json.loads(archive.read("hyperparams.json")), arrays
+
+
+def test_energy_forces_and_stress_are_those_of_mlip():
+    """Limit: mlip computes the factor of its radial basis in float32, even in float64."""
+    assert format_of(ARCHIVE) == "mlip"
+    card, params = mlip.read(ARCHIVE)
+    potential = checkpoint.potential_of(card)
+    params, expected = jaxmlip.cast(params, np.float64), np.load(DATA / "mlip_mace.npz")
+    predict = jax.jit(jaxmlip.predict(potential.apply))
+    for name in ("ethanol", "ice"):
+        parts = {k: expected[f"{name}|{k}"] for k in ("positions", "numbers", "cell", "pbc")}
+        atoms = Atoms(**parts)
+        system = pad(jaxmlip.from_ase(atoms, potential.cutoff), n_atoms=12, n_neighbors=64)
+        out = predict(params, system)
+        assert_allclose(out["energy"], expected[f"{name}|energy"], rtol=0, atol=1e-6)
+        forces = expected[f"{name}|forces"]
+        assert_allclose(out["forces"][: len(atoms)], forces, rtol=0, atol=5e-7)
+        if atoms.pbc.any():
+            assert_allclose(out["stress"], expected[f"{name}|stress"], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"gate_nodes": True}, "gate_nodes"),
+        ({"radial_envelope": "soft_envelope"}, "radial_envelope"),
+        ({"num_channels": 10**9}, "num_channels"),
+        ({"readout_irreps": ["8x0e + 4x1o", "0e"]}, "only scalars"),
+        ({"correlation": 2}, "expected"),
+    ],
+)
+def test_options_that_are_not_here_are_refused(content, change, message):
+    settings, arrays = content
+    with pytest.raises(ModelError, match=message):
+        mlip.convert(settings | {"config": settings["config"] | change}, arrays)
+
+
+def test_other_architectures_versions_heads_and_arrays_are_refused(content):
+    settings, arrays = content
+    with pytest.raises(ModelError, match="NequIP"):
+        mlip.convert(settings | {"config": {"target_irreps": "8x0e"}}, arrays)
+    with pytest.raises(ModelError, match="versions 0.2"):
+        mlip.convert(settings | {"version": "0.1.3"}, arrays)
+    with pytest.raises(UsageError, match="no head '1'"):
+        mlip.convert(settings, arrays, head="1")
+    with pytest.raises(ModelError, match="without a place"):
+        mlip.convert(settings, arrays | {"params#mlip_network#more": np.ones(3)})
+    with pytest.raises(ModelError, match="should be one"):
+        mlip.convert(settings, {k: v for k, v in arrays.items() if "embedding" not in k})
