@@ -72,7 +72,7 @@ def save(path, card: dict, params) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten_dict(params).items()}
+    flat = {"/".join(k): np.array(v, order="C") for k, v in flatten_dict(params).items()}
     model = build(card)
     known = {"elements": list(model.elements), "cutoff": float(model.cutoff)}
     card = {**known, **card, "format": FORMAT, "sha256": digest(flat)}

@@ -123,7 +123,8 @@ class MACE(nn.Module):
     def _embedding(self, system, species):
         """Scalars of each atom, and of each species if they depend on the species alone."""
         embedding = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")
-        features, table = embedding(species), embedding(jnp.arange(len(self.elements)))
+        dtype, every = system.positions.dtype, jnp.arange(len(self.elements))
+        features, table = embedding(species, dtype), embedding(every, dtype)
         for wanted, extra in (
             (self.charge_spin, ChargeSpinEmbedding(self.channels, name="charge_spin")),
             (self.state, StateEmbedding(self.state, self.channels, name="state")),
@@ -176,7 +177,7 @@ class MACE(nn.Module):
         x, density = self._messages(i, system, features, species, edges, table)
         update = self._update(i, features)
         numbers = 16 * self.channels * (self.l_max + 1) ** 2  # of a forward and a backward pass
-        rows = block_rows(len(species), numbers * edges[1].dtype.itemsize)
+        rows = block_rows(species.shape[0], numbers * edges[1].dtype.itemsize)
         return in_blocks(lambda row: update(*row), (x, density, features, species), rows=rows)
 
     def _update(self, i, features):

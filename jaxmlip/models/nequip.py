@@ -105,7 +105,8 @@ class NequIP(nn.Module):
 
     def _embedding(self, system, species):
         c = self.embedding_channels or self._channels(0)
-        x = SpeciesEmbedding(c, len(self.elements), name="embedding")(species)[0, 1]
+        embedding = SpeciesEmbedding(c, len(self.elements), name="embedding")
+        x = embedding(species, system.positions.dtype)[0, 1]
         if self.charge_spin:
             x = x + ChargeSpinEmbedding(c, name="charge_spin")(system)[:, None, :]
         return {(0, 1): x.astype(system.positions.dtype)}

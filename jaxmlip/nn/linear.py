@@ -25,7 +25,7 @@ class Linear(nn.Module):
         """The map itself, features -> features, for features with `sizes` {key: c}."""
         normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
         weights = {
-            key: self.param(name_of(key), normal, (sizes[key], n)) / sqrt(sizes[key])
+            key: self.param(name_of(key), normal, (sizes[key], n))
             for key, n in channels_by_key(self.channels, self.keep, sizes)
         }
         bias = None
@@ -38,11 +38,16 @@ class Linear(nn.Module):
 
 
 def mix_channels(features: dict, weights: dict, bias=None) -> dict:
-    """{key: features[key] @ weights[key]} for the keys that have weights; bias on even scalars."""
-    out = {key: features[key] @ w.astype(features[key].dtype) for key, w in weights.items()}
+    """{key: features[key] @ weights[key] / sqrt(c)} for keys with weights; bias on even scalars."""
+    out = {key: matrix_product(features[key], w) for key, w in weights.items()}
     if bias is not None:
         out[0, 1] = out[0, 1] + bias.astype(out[0, 1].dtype)
     return out
+
+
+def matrix_product(x, weights):
+    """x [..., c] @ weights [c, d] / sqrt(c), in the dtype of x."""
+    return x @ (weights.astype(x.dtype) / sqrt(len(weights)))
 
 
 class SpeciesLinear(nn.Module):
@@ -63,8 +68,7 @@ class SpeciesLinear(nn.Module):
             for key, n in channels_by_key(self.channels, self.keep, sizes)
         }
         return lambda features, species: {
-            key: species_product(features[key], w.astype(features[key].dtype), species)
-            for key, w in weights.items()
+            key: species_product(features[key], w, species) for key, w in weights.items()
         }
 
     def __call__(self, features, species):
@@ -72,13 +76,13 @@ class SpeciesLinear(nn.Module):
 
     def _weight(self, key, n_in, n_out):
         shape = (self.n_species, n_in, n_out)
-        w = self.param(name_of(key), nn.initializers.normal(1.0), shape)
-        return w / sqrt(self.n_species * n_in)
+        return self.param(name_of(key), nn.initializers.normal(1.0), shape)
 
 
 def species_product(x, weights, species):
-    """x [n, m, c] times the matrix of each atom's species, weights [n_species, c, d]."""
-    n_species = len(weights)
+    """x [n, m, c] times the matrix of each atom's species, weights [n_species, c, d], scaled."""
+    n_species, c, _ = weights.shape
+    weights = weights.astype(x.dtype) / sqrt(n_species * c)
     if n_species > 8:  # all products would cost n_species times the work
         return jnp.einsum("nmc,ncd->nmd", x, weights[species])
     onehot = jax.nn.one_hot(species, n_species, dtype=x.dtype)
@@ -93,9 +97,9 @@ class SpeciesEmbedding(nn.Module):
     n_species: int
 
     @nn.compact
-    def __call__(self, species):
+    def __call__(self, species, dtype):
         shape = (self.n_species, self.channels)
-        w = self.param("weight", nn.initializers.normal(1.0), shape)
+        w = self.param("weight", nn.initializers.normal(1.0), shape).astype(dtype)
         return {(0, 1): of_species(w, species)[:, None, :] / sqrt(self.n_species)}
 
 

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmlip.nn.linear import matrix_product
+
 SILU_GAIN = 1.6791767923989418  # 1 / rms of silu of a unit normal, so that activations keep it
 TANH_GAIN = 1.5937334472592695  # the same for tanh; both as e3nn samples them, exact to 0.2 %
 
@@ -73,11 +75,11 @@ class RadialMLP(nn.Module):
 
     @nn.compact
     def layers(self, n_in: int) -> tuple[list, jax.Array]:
-        """The matrices of the hidden layers, and the last, [width, n_out], as they multiply."""
+        """The matrices of the hidden layers, and the last, [width, n_out]."""
         sizes = (n_in, *self.widths, self.n_out)
         normal = nn.initializers.normal(1.0)
         *hidden, last = [
-            self.param(f"layer_{i}", normal, (m, n)) / sqrt(m)
+            self.param(f"layer_{i}", normal, (m, n))
             for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         ]
         return hidden, last
@@ -85,7 +87,7 @@ class RadialMLP(nn.Module):
     def function(self, n_in: int):
         """The map itself, basis -> weights, for a basis of n_in functions."""
         hidden, last = self.layers(n_in)
-        return lambda basis: perceptron(hidden, basis) @ last.astype(basis.dtype)
+        return lambda basis: matrix_product(perceptron(hidden, basis), last)
 
     def __call__(self, basis):
         return self.function(basis.shape[-1])(basis)
@@ -94,5 +96,5 @@ class RadialMLP(nn.Module):
 def perceptron(layers, x):
     """x [..., n] through matrices, each followed by a silu of unit gain."""
     for w in layers:
-        x = jax.nn.silu(x @ w.astype(x.dtype)) * SILU_GAIN
+        x = jax.nn.silu(matrix_product(x, w)) * SILU_GAIN
     return x

@@ -95,9 +95,10 @@ def species_messages(system: System, harmonics, basis, couplings, table, species
     """
     hidden, last = radial  # matrices
     onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=basis.dtype))
+    last = last.astype(basis.dtype) / sqrt(len(last))
     by_path = jax.lax.split(last, [table.shape[1]] * len(couplings), axis=1)
     products = {
-        target: (l, (table[:, None, :] * w).reshape(-1, w.shape[-1]).astype(basis.dtype))
+        target: (l, (table[:, None, :] * w).reshape(-1, w.shape[-1]))
         for (_, l, target), w in zip(couplings, by_path, strict=True)
     }
 
