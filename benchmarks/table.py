@@ -21,6 +21,7 @@ TITLES = {
     "training": "One training step, energies and forces of five copies",
 }
 SETTING = ("task", "model", "dtype", "allocator", "cores", "channels", "cutoff", "processor")
+SETTING += ("l_max", "hidden_l", "correlation", "n_layers")
 
 
 def main(paths):
@@ -57,7 +58,8 @@ def heading(setting, lines):
     codes = {r["peer"]: r["version"] for r in lines if "version" in r}
     dates = sorted({r["date"] for r in lines})
     load = max((r["load"] for r in lines if "load" in r), default=0)
-    title = f"## {TITLES[values['task']]}: {values['model']}, {values['dtype']}"
+    title = f"## {TITLES[values['task']]}: {values['model']}, {values['dtype']}, "
+    title += f"{values['n_layers']} layers, l_max {values['l_max']}, hidden l {values['hidden_l']}"
     cores = values["cores"] or "all"
     facts = f"{values['channels']} channels, cutoff {values['cutoff']} Å, allocator: "
     facts += (
@@ -92,14 +94,15 @@ def details(result):
 
 def scaling(lines):
     for setting, some in grouped(
-        [r for r in lines if "against" in r], ("against", "peer", "dtype", "allocator", "cores")
+        [r for r in lines if "against" in r],
+        ("against", "peer", "dtype", "allocator", "cores", "processor"),
     ).items():
         rows = [scaling_row(r) for r in some]
         head = ["system", "edges", "channels", "ms", "µs/atom", "µs/edge", "first call s"]
         head += ["temporary MB", "peak MB", "KB/atom"]
-        against, peer, dtype, allocator, cores = setting
+        against, peer, dtype, allocator, cores, processor = setting
         title = f"## Scaling with {against}: {peer}, {dtype}, allocator: {allocator}, "
-        yield title + f"cores: {cores or 'all'}\n\n" + markdown(head, rows)
+        yield title + f"cores: {cores or 'all'}, {processor}\n\n" + markdown(head, rows)
 
 
 def scaling_row(r):
@@ -129,7 +132,8 @@ def profiles(lines):
         title += f"{setting[3]} channels, cores: {setting[4]}"
         rates = f"Matrix product {number(machine['gemm_gflops'])} GFLOP/s, copy "
         rates += f"{number(machine['copy_gbytes'])} GB/s: the limits. "
-        rates += "FLOP and bytes counted from the sizes (work.py, profile.py), and FLOP by XLA."
+        rates += "FLOP and bytes counted from the sizes (work.py, profile.py), and FLOP by XLA "
+        rates += "(which counts the body of a loop once)."
         head = ["part", "forward ms", "of limit", "with backward ms", "of limit"]
         head += ["GFLOP", "by XLA", "GB", "temporary MB", "compile s"]
         rows = [profile_row(r) for r in some if r["part"] != "machine"]

@@ -23,6 +23,7 @@ from ase import Atoms
 from numpy.testing import assert_allclose
 
 import jaxmlip
+from jaxmlip.derivatives.first import with_forces
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.weights import so3lr
 from jaxmlip.models import So3krates, checkpoint
@@ -217,7 +218,8 @@ def test_the_dipole_is_minus_the_slope_of_the_energy_with_the_field(predict):
 
 def test_an_unknown_element_gives_not_a_number(predict):
     out = predict(build(Atoms("CN", [[0, 0, 0], [0, 0, 1.2]])))
-    assert np.isnan(out["energy"]).all() and not np.isnan(out["energies"][0])
+    for key in ("energy", "forces", "charges", "dipole"):
+        assert np.isnan(out[key][:2]).all(), key  # the rest is padding
 
 
 # --- cutoffs --------------------------------------------------------------------------------------
@@ -286,8 +288,8 @@ def test_more_neighbours_than_the_network_has_room_for_are_not_dropped(folder):
     card, params = so3lr.read(folder / "params.pkl")
     crowded = checkpoint.build({**card, "fields": card["fields"] | {"local_neighbors": 2}})
     system = jaxmlip_system(reference(RANDOM, "ice"), 12.0)
-    energy = jax.jit(lambda s: crowded.apply(params, s)["energy"])
-    assert np.isnan(energy(system)).all()
+    out = jax.jit(with_forces(crowded.apply))(params, system)
+    assert np.isnan(out["energy"]).all() and np.isnan(out["forces"]).all()
 
 
 def test_dispersion_needs_free_atoms():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.derivatives.first import total_energy
+from jaxmlip.errors import UsageError
 
 
 def hessian_vector_product(apply):
@@ -68,8 +69,8 @@ def hessian(apply, *, atoms=None, memory: float | None = None):
 def rows_at_once(function, argument, memory: float, n_rows: int) -> int:
     """How many tangents of `function` fit into `memory` bytes, between 1 and n_rows.
 
-    Every intermediate value of the traced program is counted once: an upper bound of what one
-    tangent needs, since the compiler frees most of them earlier.
+    Every intermediate value of the traced program is counted, those of a loop's body once. The
+    compiler frees most of them earlier, so one tangent needs less.
     """
     jaxpr = jax.make_jaxpr(function)(argument)
     return int(np.clip(memory // max(_bytes(jaxpr.jaxpr), 1), 1, n_rows))
@@ -82,14 +83,14 @@ def _bytes(jaxpr) -> int:
         inner = [v for v in inner if hasattr(v, "eqns")]
         total += sum(map(_bytes, inner))
         total += sum(
-            v.aval.size * v.aval.dtype.itemsize
-            for v in equation.outvars
-            if not inner and hasattr(v.aval, "size")
+            v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size")
         )
     return total
 
 
 def _check_rows(rows, n):
+    if not len(rows):
+        raise UsageError("atoms is empty: no rows are asked for", where="hessian")
     outside = rows[(rows < 0) | (rows >= n)]
     if len(outside):  # JAX would clamp the index without a word
         raise IndexError(f"atoms holds atom {outside[0]}, the system has atoms 0 to {n - 1}")

@@ -32,6 +32,8 @@ def keep_elements(card: dict, params: dict, elements) -> tuple[dict, dict]:
     Raises `ModelError` for an element that the potential does not know.
     """
     old, wanted = list(card["fields"]["elements"]), sorted({int(z) for z in elements})
+    if not wanted:
+        raise ModelError("a potential needs at least one element, got none", code="JM507")
     unknown = sorted(set(wanted) - set(old))
     if unknown:
         raise ModelError(f"the potential does not know the elements {unknown}", code="JM507")

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.errors import UsageError
 from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.harmonics import spherical_harmonics
 from jaxmlip.nn.interaction import (
@@ -113,6 +114,7 @@ class MACE(nn.Module):
             system,
             layers,
             self.readout_width,
+            known,
             dipole=self.dipole,
             polarizability=self.polarizability,
             charges=self.charges,
@@ -169,6 +171,10 @@ class MACE(nn.Module):
     def _transformed(self, system, species, r):
         if not self.agnesi and not self.soft:
             return r
+        if self.agnesi and self.soft:
+            raise UsageError(
+                "distances are transformed by agnesi or by soft, not both", where="MACE"
+            )
         radii = np.asarray(self.covalent_radii)
         bond = of_pairs(system, species, np.add.outer(radii, radii), r.dtype)
         return agnesi(r, bond / 2, *self.agnesi) if self.agnesi else soft(r, bond, self.soft)

@@ -83,6 +83,7 @@ class NequIP(nn.Module):
             system,
             [features],
             self.readout_width,
+            known,
             dipole=self.dipole,
             polarizability=self.polarizability,
         )

@@ -20,7 +20,7 @@ from jaxmlip.nn.attention import AttentionLayer, bernstein, dense
 from jaxmlip.nn.harmonics import spherical_harmonics
 from jaxmlip.nn.linear import of_species, species_index
 from jaxmlip.nn.radial import envelope
-from jaxmlip.nn.readout import conserve_charge, energy_prediction, total_dipole
+from jaxmlip.nn.readout import conserve_charge, energy_prediction, one_or_nan, total_dipole
 from jaxmlip.system import System, at_receivers, edge_vectors, sum_atoms, sum_edges, to_edges
 
 NORMAL = nn.initializers.normal(1.0)
@@ -58,6 +58,7 @@ class So3krates(nn.Module):
     def __call__(self, system: System):
         species, known = species_index(system.numbers, self.elements)
         short, crowded = pairwise.near(system, self.local_cutoff, self.local_neighbors)
+        known &= ~crowded
         r, smooth, features = self._network(short, system, species)
         energies = self._energies(features, species)
         if self.repulsion:
@@ -65,7 +66,8 @@ class So3krates(nn.Module):
         out, far = {}, 0.0
         distances = jnp.linalg.norm(edge_vectors(system), axis=-1)
         if self.dipole or self.coulomb_width:
-            charges = conserve_charge(system, self._charges(features, species))
+            charges = self._charges(features, species) * one_or_nan(system, known)
+            charges = conserve_charge(system, charges)
         if self.coulomb_width:
             curve = pairwise.damped_coulomb(distances, self.cutoff, width=self.coulomb_width)
             far += at_receivers(system, charges) * to_edges(system, charges) * curve
@@ -76,7 +78,7 @@ class So3krates(nn.Module):
         if self.dipole:
             dipole = total_dipole(system, charges, jnp.zeros_like(system.positions))
             out = {"charges": charges, "dipole": dipole}
-        return energy_prediction(system, jnp.where(crowded, jnp.nan, energies), known) | out
+        return energy_prediction(system, energies, known) | out
 
     # --- the network ------------------------------------------------------------------------------
 

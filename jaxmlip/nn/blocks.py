@@ -49,6 +49,7 @@ def in_blocks(function, arrays, *, rows: int):
     if rows is n or rows >= n:
         return function(arrays)
     count = -(-n // rows)
+    rows = -(-n // count)  # equal blocks: what pads the last one would be computed in vain
     blocks = jax.tree.map(lambda x: _stack(x, count, rows), arrays)
     done = jax.lax.map(jax.checkpoint(function), blocks)
     return jax.tree.map(lambda x: x.reshape(count * rows, *x.shape[2:])[:n], done)

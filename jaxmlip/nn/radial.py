@@ -45,6 +45,7 @@ def gaussians(r, cutoff: float, n: int):
 
 def chebyshev(r, cutoff: float, n: int):
     """Chebyshev polynomials T_1 .. T_n of r itself (not of r/cutoff), [...] -> [..., n]."""
+    r = jnp.minimum(r, cutoff)  # padded edges are far away, and T_n there overflows
     values = [jnp.ones_like(r), r]
     for _ in range(n - 1):
         values.append(2 * r * values[-1] - values[-2])

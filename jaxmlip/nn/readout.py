@@ -121,9 +121,19 @@ def read_tensor(name: str, layers, l: int, width: int = 0, gate: str = "silu"):
     return total
 
 
+def one_or_nan(system: System, known):
+    """1, or NaN for every atom of a structure in which an atom is not known [n_atoms].
+
+    To be multiplied with: what is selected has a zero gradient, so that only the energy would be
+    NaN, and forces would be finite and wrong.
+    """
+    broken = sum_atoms(system, (~known).astype(system.positions.dtype)) > 0
+    return jnp.where(broken, jnp.nan, 1.0).astype(system.positions.dtype)[system.graph]
+
+
 def energy_prediction(system: System, energies, known) -> dict:
-    """`energy` and `energies`; an atom of an element that the model does not know gives NaN."""
-    energies = jnp.where(system.atom_mask, jnp.where(known, energies, jnp.nan), 0)
+    """`energy` and `energies`; an atom that is not known makes its structure NaN."""
+    energies = jnp.where(system.atom_mask, energies * one_or_nan(system, known), 0)
     return {"energy": sum_energies(system, energies), "energies": energies}
 
 
@@ -131,6 +141,7 @@ def response_predictions(
     system: System,
     layers,
     width: int,
+    known,
     *,
     dipole,
     polarizability,
@@ -140,10 +151,15 @@ def response_predictions(
 ) -> dict:
     """Charges and dipole, polarisability (each if asked for), read from the same features.
 
+    NaN in structures with an atom that is not `known`.
+
     Without `charges` the dipole is the sum of atomic dipoles alone. tensor_widths: hidden vectors
     and hidden tensors of degree 2 of the last readouts, 0 if those are linear.
     """
     out = {}
+    if dipole or polarizability:
+        sound = one_or_nan(system, known)[:, None, None]
+        layers = [{key: x * sound for key, x in features.items()} for features in layers]
     if dipole:
         atomic = read_tensor("dipole", layers, 1, tensor_widths[0], gate)
         out["dipole"] = sum_atoms(system, atomic)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxmlip.derivatives.first import predict, with_forces
 from jaxmlip.errors import DataError, ModelError, ResourceError, check_dtype
+from jaxmlip.potential import PER_ATOM
 from jaxmlip.pretrained import program_file
 from jaxmlip.system import Edges, System, cast, pad
 
@@ -52,7 +53,8 @@ def export(
     """Writes the program of a potential; returns what the file says of itself.
 
     sizes: [(atoms, neighbours per atom), ...] of one structure, a program each; None: one program
-    for any size. platforms: such as ('cpu', 'cuda'); default the present one. vjp_order: how often
+    for any size, but without the blocks of atoms that bound memory (`nn.blocks`; those of fixed
+    sizes are chosen for the exporting machine). platforms: such as ('cpu', 'cuda'); default the present one. vjp_order: how often
     the program can be differentiated after it is loaded. Raises `ModelError` for a potential that
     is computed differently at different sizes (give `sizes` then), `ResourceError` for the disk.
     """
@@ -225,8 +227,7 @@ def _fit(system, sizes):
 
 def _cut(out, padded, n):
     """Real atoms only."""
-    per_atom = ("energies", "forces", "charges")
-    return {k: v[:n] if k in per_atom and padded != n else v for k, v in out.items()}
+    return {k: v[:n] if k in PER_ATOM and padded != n else v for k, v in out.items()}
 
 
 # --- loading --------------------------------------------------------------------------------------
