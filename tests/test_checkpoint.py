@@ -132,6 +132,33 @@ def test_unknown_names_get_a_suggestion():
         jaxmlip.load("organik")
 
 
+def test_two_writers_do_not_meet_and_an_interrupt_leaves_nothing(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with checkpoint.whole_file(path) as one, checkpoint.whole_file(path) as other:
+        assert one != other
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]  # the last one stays
+
+    def interrupted():
+        with checkpoint.whole_file(path) as partial:
+            partial.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_sees_charge_by_either_of_its_embeddings():
+    fields = CARD["fields"]
+    sees = lambda **more: checkpoint.sees_charge(CARD | {"fields": fields | more})
+    assert not sees() and sees(charge_spin=True)
+    assert sees(state=[["charge", 4, 3, -1.0, True]])  # as imported from mace-torch
+    morse = {"elements": [1], "cutoff": 3.0, "depth": 1.0, "a": 1.0, "r0": 1.0}
+    assert not checkpoint.sees_charge({"architecture": "Morse", "fields": morse})
+
+
 def test_a_folder_that_is_not_there_leaves_nothing_behind(saved, tmp_path):
     with pytest.raises(ResourceError, match="cannot write"):
         checkpoint.save(tmp_path / "absent" / "model.safetensors", CARD, saved[1])

@@ -345,6 +345,25 @@ def test_models_are_listed_and_shown(springs, capsys):
     assert "sha256" in capsys.readouterr().out
 
 
+def test_one_damaged_model_does_not_hide_the_others(springs, tmp_path, capsys):
+    from jaxmlip.pretrained.pull import cache_folder
+
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / "bad.safetensors").write_bytes(b"cut")
+    (cache_folder() / "good.safetensors").write_bytes(open(springs, "rb").read())
+    found = run_json(["models", "list"], capsys)
+    assert found["damaged"] == ["bad"] and found["pulled"] == ["good"]
+    assert len(found["models"]) == len(found["model_sha256"])
+    assert any("bad" in warning for warning in found["warnings"])
+
+
+def test_a_charge_that_the_model_cannot_see_is_warned_of(springs, capsys):
+    with open("ion.xyz", "w") as file:
+        file.write(WATER.replace("water", "charge=1"))
+    found = run_json(["singlepoint", "ion.xyz", "--model", springs], capsys)
+    assert any("does not depend on charge" in warning for warning in found["warnings"])
+
+
 def test_the_doctor_finds_nothing_wrong(springs, capsys):
     found = run_json(["doctor", "--model", springs], capsys)
     assert found["ok"] and not found["failed"]
@@ -367,6 +386,23 @@ def test_the_doctor_says_why_a_fresh_process_could_not_be_timed(springs, monkeyp
     checks = {c["name"]: c for c in found["checks"]}
     assert found["ok"] and checks["cold start"]["verdict"] == "WARN"
     assert checks["cold start"]["value"] == "no room"
+
+
+def test_a_fresh_process_that_is_late_silent_or_in_a_strange_folder_is_told(springs, monkeypatch):
+    from jaxmlip.cli import cold_start, doctor
+
+    def told(code, limit=60):
+        monkeypatch.setattr(cold_start, "CODE", code)
+        monkeypatch.setattr(cold_start, "LIMIT", limit)
+        ((finding,), seconds) = doctor._cold_start(springs, False)
+        assert finding.verdict == "WARN" and not seconds
+        return finding.value
+
+    late = "import sys, time; print('noise', file=sys.stderr, flush=True); time.sleep(60)"
+    assert told(late, 0.5) == "a fresh process took more than 0.5 s"
+    assert "index" in told("pass")  # prints nothing
+    open("strange.py", "w").close()
+    assert "strange" in told("import strange")  # no module of that name: the folder is not searched
 
 
 def test_the_doctor_refuses_the_jax_that_miscompiles(monkeypatch, capsys):

@@ -132,6 +132,45 @@ def test_foreign_weights_work_wherever_a_model_is_named(foreign, tmp_path):
     assert len(kept) == 1 and kept[0].stat().st_mtime_ns == before  # imported once
 
 
+def imported(tmp_path):
+    return sorted((tmp_path / "cache").rglob("imported/*.safetensors"))
+
+
+def test_what_is_kept_of_an_import_never_goes_stale(foreign, tmp_path, monkeypatch):
+    """Neither with the file beside the weights, nor with the code, nor in the wrong place."""
+    calls = []
+    monkeypatch.setattr(imports, "verify", lambda *args, **kwargs: calls.append(1))
+    monkeypatch.setitem(imports.BESIDE, "toy", ("settings.json",))
+    settings = foreign.with_name("settings.json")
+    for text in ("1", "1", "2"):
+        settings.write_text(text)
+        pull.on_the_fly(foreign)
+    assert len(calls) == 2 and len(imported(tmp_path)) == 2
+    first, second = (checkpoint.read(p)[0]["source"]["beside"] for p in imported(tmp_path))
+    assert first != second
+    monkeypatch.setattr(imports, "version", lambda: "another")
+    kept = pull.on_the_fly(foreign)
+    assert len(calls) == 3
+    card, arrays = checkpoint.read(kept)
+    params = {"params": {}}
+    for name, value in arrays.items():
+        inner, (_, *place, last) = params["params"], name.split("/")
+        for key in place:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    checkpoint.save(kept, card | {"source": {"sha256": "0" * 64}}, params)
+    pull.on_the_fly(foreign)
+    assert len(calls) == 4 and checkpoint.read(kept)[0]["source"] == card["source"]
+
+
+def test_what_others_could_have_put_there_is_not_trusted(foreign, tmp_path):
+    folder = tmp_path / "cache" / "jaxmlip" / "models"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(ResourceError, match="others can write"):
+        jaxmlip.load(foreign)
+
+
 def test_the_name_and_the_head_can_be_chosen(foreign, capsys):
     arguments = ["models", "import", str(foreign), "--name", "mine", "--head"]
     assert main([*arguments, "two"]) == 6
@@ -226,6 +265,34 @@ def test_weights_that_do_not_fit_the_architecture_are_refused(name, params):
         imports.verify(CARD, changed)
 
 
+FIELDS_OF_NONE = [
+    {"cutoff": float("inf")},
+    {"cutoff": float("nan")},
+    {"cutoff": -4.0},
+    {"cutoff": 0.0},
+    {"cutoff": "far"},
+    {"elements": [1, 300]},
+    {"elements": []},
+]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("fields", FIELDS_OF_NONE, ids=str)
+def test_fields_that_make_no_potential_are_refused_without_a_word_of_numpy(fields, params):
+    card = {"architecture": "MACE", "fields": FIELDS | fields}
+    with pytest.raises(ModelError, match="report the file") as raised:
+        imports.verify(card, params)
+    assert raised.value.code in ("JM511", "JM512")
+
+
+def test_the_command_refuses_such_fields_as_a_bad_model(params, tmp_path, capsys):
+    path = tmp_path / "bad.model"
+    path.write_bytes(as_bytes(CARD | {"fields": FIELDS | {"cutoff": float("inf")}}, params))
+    assert main(["models", "import", str(path)]) == 6
+    err = capsys.readouterr().err
+    assert "JM51" in err and "fix:" in err and "RuntimeWarning" not in err and not os.listdir()
+
+
 def test_an_element_without_reference_energy_is_refused(params):
     with pytest.raises(ModelError, match=r"reference energy for atomic numbers \[8\]"):
         imports.verify(CARD | {"reference_energies": {1: -13.0}}, params)
@@ -268,10 +335,11 @@ def test_a_disk_that_fails_leaves_nothing(foreign, tmp_path, monkeypatch, capsys
 @pytest.fixture
 def server(foreign):
     """A publisher on this machine: {path: (bytes, promised length)}."""
-    files = {"/water.model": (foreign.read_bytes(), None)}
+    files, requests = {"/water.model": (foreign.read_bytes(), None)}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            requests.append(self.path)
             data, length = files.get(self.path, (None, 0))
             if data is None:
                 return self.send_error(404)
@@ -285,7 +353,7 @@ def server(foreign):
 
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    served.files = files
+    served.files, served.requests = files, requests
     served.address = f"http://127.0.0.1:{served.server_port}"
     yield served
     served.shutdown()
@@ -320,6 +388,12 @@ def test_a_published_potential_is_pulled_once_and_then_has_a_name(server, entry,
     found = json.loads(capsys.readouterr().out)
     assert "water-1" in found["pulled"] and "water-1" in found["models"]
     assert "nequix-mp-1" in found["to_be_pulled"]
+    assert main(["models", "pull", "water-1"]) == 0 and len(server.requests) == 1
+    assert main(["models", "pull", "water-1", "--head", "one"]) == 2  # another one
+    assert "--overwrite" in capsys.readouterr().err and len(server.requests) == 1
+    entry(server.address, known=False)
+    assert main(["models", "pull", "water-1", "--accept-unverified", "--overwrite"]) == 0
+    assert len(server.requests) == 2
 
 
 def test_a_file_that_is_at_hand_needs_no_network(entry, foreign):
@@ -404,3 +478,16 @@ def test_a_published_file_is_recognised_by_its_hash(foreign, entry):
     entry("http://127.0.0.1:9")
     card = imports.import_weights(foreign, "out.safetensors")
     assert card["licence"] == "MIT" and card["name"] == "water-1"
+
+
+def test_a_published_file_with_other_settings_beside_it_is_another():
+    (first, second) = published.PUBLISHED["so3lr"].files.values()
+    settings = {"hyperparameters.json": second}
+    assert published.known_file(first, settings)["name"] == "so3lr"
+    for other in (None, {}, {"hyperparameters.json": "0" * 64}):
+        assert published.known_file(first, other) is None
+    assert published.known_file(second) is None
+
+
+def test_usual_endings_are_no_part_of_a_name():
+    assert imports.stem("a/params.pkl") == "params" and imports.stem("mace.model") == "mace"

@@ -25,7 +25,7 @@ def measure(path, *, hessian: bool = False) -> tuple[dict, dict]:
     """
     with tempfile.TemporaryDirectory(prefix="jaxmlip-cold-") as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
-        command = [sys.executable, "-c", CODE, str(path), *(["hessian"] if hessian else [])]
+        command = [sys.executable, "-P", "-c", CODE, str(path), *(["hessian"] if hessian else [])]
         runs = [
             subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True

@@ -186,9 +186,12 @@ def _cold_start(name, full) -> tuple[list[Finding], dict]:
         return [], {}
     try:
         empty, filled = cold_start.measure(pretrained.path_of(name or "organic"), hessian=full)
-    except (subprocess.SubprocessError, ValueError) as error:
-        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        return [Finding("cold start", "WARN", last, "report it")], {}
+    except subprocess.TimeoutExpired as error:
+        late = f"a fresh process took more than {error.timeout:g} s"
+        return [Finding("cold start", "WARN", late, "try again when this machine is less busy")], {}
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        said = (getattr(error, "stderr", None) or "").strip() or str(error)
+        return [Finding("cold start", "WARN", said.splitlines()[-1], "report it")], {}
     findings = [
         Finding("import of jax and jaxmlip", "OK", f"{empty['import_s']:.1f} s"),
         *(_seconds(what, empty, filled) for what in ["forces", *["hessian"] * full]),

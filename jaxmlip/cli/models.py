@@ -34,17 +34,24 @@ def list_models(json: options.Json = None, overwrite: options.Overwrite = False)
 
     output = plan("models", [], json_file=json, overwrite=overwrite)
     packaged, here = pretrained.names(), pulled()
-    cards = {name: pretrained.card(name) for name in [*packaged, *here]}
-    absent = {name: entry for name, entry in PUBLISHED.items() if name not in cards}
-    rows = [
-        _row(name, card, "packaged" if name in packaged else "pulled")
-        for name, card in cards.items()
-    ]
+    cards, rows, damaged = {}, [], {}
+    for name in dict.fromkeys([*packaged, *here]):
+        try:
+            card = pretrained.card(name)
+            rows.append(_row(name, card, "packaged" if name in packaged else "pulled"))
+            cards[name] = card
+        except Exception as error:  # one bad file must not hide the others
+            rows.append((name, "damaged", *[""] * 5))
+            damaged[name] = str(error)
+    known = {**cards, **damaged}
+    absent = {name: entry for name, entry in PUBLISHED.items() if name not in known}
     rows += [
         (name, "to be pulled", "", "", "", entry.licence, entry.level_of_theory)
         for name, entry in absent.items()
     ]
     output.console.print(table(COLUMNS, rows))
+    for name, reason in damaged.items():
+        output.warn(f"{name} cannot be used: {reason}")
     if not cards:
         note("there is no packaged potential in this installation")
     output.finish(
@@ -53,7 +60,8 @@ def list_models(json: options.Json = None, overwrite: options.Overwrite = False)
             "models": list(cards),
             "model_sha256": [card["sha256"] for card in cards.values()],
             "packaged": packaged,
-            "pulled": list(here),
+            "pulled": [name for name in here if name in cards],
+            "damaged": list(damaged),
             "to_be_pulled": list(absent),
         }
     )
@@ -170,6 +178,7 @@ def pull(
             head=head,
             accept_licence=accept_licence,
             accept_unverified=accept_unverified,
+            overwrite=overwrite,
             tell=tell,
         )
     for file, found in card["origin_sha256"].items():
@@ -198,7 +207,7 @@ def _finish(output, command, path, card):
 
     n_parameters = sum(a.size for a in checkpoint.read(path)[1].values())
     _print_card(output, card, n_parameters, card["name"])
-    note(f"written: {path}")
+    note(f"model file: {path}")
     output.finish({"command": command, **_summary(card["name"], path, card, n_parameters)})
 
 

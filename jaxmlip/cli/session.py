@@ -123,10 +123,11 @@ def read_all(file: str, model: Opened, output: Output) -> list:
 
 def _known(atoms, model, output, where):
     from jaxmlip.interfaces.check import check_elements
+    from jaxmlip.models import checkpoint
 
     check_elements(atoms.numbers, model.card["elements"], model=model.name, where=where)
     asked = atoms.info.get("charge", 0) != 0 or atoms.info.get("spin", 1) != 1
-    if asked and not model.card["fields"].get("charge_spin"):
+    if asked and not checkpoint.sees_charge(model.card):
         output.warn(
             f"{where}: the energy of model '{model.name}' does not depend on charge and "
             "spin; the structure has others than 0 and 1"

@@ -8,6 +8,8 @@ Nothing in the file can run code; a file that does not match its own digest is r
 import hashlib
 import json
 import os
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -53,6 +55,12 @@ def _frozen(value):
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+def sees_charge(card: dict) -> bool:
+    """Whether the energy depends on the total charge or the multiplicity of a structure."""
+    model = build(card)
+    return bool(getattr(model, "charge_spin", False) or getattr(model, "state", ()))
+
+
 def potential_of(card: dict) -> Potential:
     """The potential of a card: total energies, coupled to the field if it predicts a dipole."""
     model = build(card)
@@ -78,13 +86,25 @@ def save(path, card: dict, params) -> None:
     card = {**known, **card, "format": FORMAT, "sha256": digest(flat)}
     card = json.loads(json.dumps(card))  # as it will be read: keys are text, tuples lists
     card["card_sha256"] = card_digest(card)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    data = to_bytes(flat, metadata={"jaxmlip": json.dumps(card)})
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path):
+    """A file of its own name beside `path`, which takes its place if all goes well; else it goes.
+
+    Raises `ResourceError` where nothing can be written.
+    """
+    partial = Path(path).with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(to_bytes(flat, metadata={"jaxmlip": json.dumps(card)}))
-        os.replace(partial, path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResourceError(
             f"cannot write: {error.strerror}",
             where=str(path),

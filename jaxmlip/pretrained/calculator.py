@@ -25,7 +25,7 @@ class Calculator(PotentialCalculator):
             name=card.get("name", path.stem),
             **kwargs,
         )
-        self._neutral_only = not card["fields"].get("charge_spin", False)
+        self._neutral_only = not checkpoint.sees_charge(card)
 
     def system(self, atoms):
         """The `System` that is computed; a charge or spin that the model cannot see is refused."""

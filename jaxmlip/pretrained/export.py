@@ -54,9 +54,10 @@ def export(
 
     sizes: [(atoms, neighbours per atom), ...] of one structure, a program each; None: one program
     for any size, but without the blocks of atoms that bound memory (`nn.blocks`; those of fixed
-    sizes are chosen for the exporting machine). platforms: such as ('cpu', 'cuda'); default the present one. vjp_order: how often
-    the program can be differentiated after it is loaded. Raises `ModelError` for a potential that
-    is computed differently at different sizes (give `sizes` then), `ResourceError` for the disk.
+    sizes are chosen for the exporting machine). platforms: such as ('cpu', 'cuda'); default the
+    present one. vjp_order: how often the program can be differentiated after it is loaded. Raises
+    `ModelError` for a potential that is computed differently at different sizes (give `sizes`
+    then), `ResourceError` for the disk.
     """
     _check_packages()
     check_dtype(dtype)

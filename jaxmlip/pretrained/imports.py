@@ -5,6 +5,7 @@ architecture asks for, and on a small cluster of the model's own elements the nu
 finite, the forces the slope of the energy, and the energy blind to rotations.
 """
 
+import hashlib
 import json
 from functools import reduce
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxmlip
 from jaxmlip.derivatives.first import total_energy
 from jaxmlip.errors import ModelError
 from jaxmlip.interfaces import weights
@@ -23,6 +25,9 @@ SLOPE, TURN = 1e-6, 1e-9  # largest relative errors of a force and of the energy
 CLUSTER = np.array(  # five atoms without symmetry, in units of the nearest distance
     [[0, 0, 0], [1.05, 0.1, 0], [-0.3, 1.1, 0.2], [0.25, 0.3, -1.2], [-0.9, -0.6, 0.5]]
 )
+REPORT = "report the file and where it is from"
+BESIDE = {"so3lr": ("hyperparameters.json",)}  # what the reader of a format takes from the folder
+SOURCES = ("interfaces/weights", "nn", "models", "pretrained/imports.py")  # they make the numbers
 UNKNOWN = "not stated in the file: that of its source applies, and goes with every copy"
 
 
@@ -39,16 +44,36 @@ def import_weights(path, output, *, name=None, head=None, extra=None) -> dict:
     return checkpoint.read(output)[0]
 
 
+@np.errstate(all="ignore")  # of numbers that are not finite the error speaks
 def read(path, *, name=None, head=None, extra=None) -> tuple[dict, dict]:
     """(card, params) of a foreign file that has passed the tests."""
     from jaxmlip.pretrained.published import known_file
 
     card, params = weights.read(path, head=head)
-    published = known_file(card["source"]["sha256"]) or {}
+    if beside := hashes_beside(path):
+        card["source"]["beside"] = beside
+    published = known_file(card["source"]["sha256"], beside) or {}
     card = {"licence": UNKNOWN, **published, **card, **(extra or {})}
     card["name"] = name or card.get("name") or stem(path)
     card["verified"] = verify(card, params, where=str(path))
     return json.loads(json.dumps(card)), params  # keys as a file has them: they are hashed
+
+
+def hashes_beside(path) -> dict[str, str]:
+    """{name: SHA-256} of the files that are read with the weights at `path`."""
+    files = [Path(path).with_name(name) for name in BESIDE.get(weights.format_of(path), ())]
+    return {file.name: weights.sha256(file) for file in files if file.is_file()}
+
+
+def version() -> str:
+    """Hash of all that an import depends on but its files: this package's version and sources."""
+    root = Path(jaxmlip.__file__).parent
+    found = hashlib.sha256(jaxmlip.__version__.encode())
+    for place in SOURCES:
+        path = root / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
 
 
 def verify(card: dict, params, *, where: str = "") -> dict:
@@ -57,6 +82,21 @@ def verify(card: dict, params, *, where: str = "") -> dict:
     Shapes against the architecture; then, in float64: finite numbers, forces against differences
     of energies (relative to the largest force), the energy of a turned cluster (per atom).
     """
+    try:
+        return _verify(card, params, where)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the fields of a stranger may lead to
+        first = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"no potential can be made of this ({type(error).__name__}: {first})",
+            where=where,
+            code="JM512",
+            fix=REPORT,
+        ) from error
+
+
+def _verify(card, params, where):
     from jaxmlip.models import checkpoint
 
     model = checkpoint.build(card)
@@ -109,6 +149,7 @@ def check_shapes(model, params, system, where: str = "") -> None:
             f"{'; '.join(wrong[:3])}{more}",
             where=where,
             code="JM511",
+            fix=f"copy or download the file again; if it is whole, {REPORT}",
         )
 
 
@@ -117,7 +158,10 @@ def _check_references(card, elements, where):
     missing = sorted(set(elements) - known) if known else []
     if missing:
         raise ModelError(
-            f"no reference energy for atomic numbers {missing}", where=where, code="JM511"
+            f"no reference energy for atomic numbers {missing}",
+            where=where,
+            code="JM511",
+            fix=f"copy or download the file again; if it is whole, {REPORT}",
         )
 
 
@@ -128,7 +172,8 @@ def _check_numbers(potential, params, system, where):
     x = system.positions
     energy, gradient = at(x)
     if not (np.isfinite(energy) and np.isfinite(gradient).all()):
-        raise ModelError(f"energy or forces are not finite: {energy} eV", where=where, code="JM512")
+        what = f"energy or forces are not finite: {energy} eV"
+        raise ModelError(what, where=where, code="JM512", fix=REPORT)
     random = np.random.default_rng(0)
     direction = random.normal(size=x.shape) / np.sqrt(x.size)
     turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
@@ -151,7 +196,7 @@ def _check_numbers(potential, params, system, where):
                 f"{key} is {found[key]:.1e} (limit {limit:.0e}): no potential here",
                 where=where,
                 code="JM512",
-                fix="report the file and where it is from",
+                fix=REPORT,
             )
     return found
 
@@ -178,4 +223,5 @@ def _finite(value) -> bool:
 
 def stem(path) -> str:
     """The name of a file of weights without its usual endings."""
-    return reduce(str.removesuffix, (".zip", ".model", ".nqx", ".pth", ".pt"), Path(path).name)
+    endings = (".zip", ".model", ".nqx", ".pth", ".pt", ".pkl")
+    return reduce(str.removesuffix, endings, Path(path).name)

@@ -2,34 +2,26 @@
 
 import hashlib
 import json
-import os
 
 import jax
 import numpy as np
 
-from jaxmlip.errors import ModelError, ResourceError, UsageError
+from jaxmlip.errors import ModelError, UsageError
 
 FORMAT = 1
 
 
 def write(path, arrays: dict, manifest: dict) -> None:
     """Writes the file atomically; the manifest holds `digest` of each array."""
+    from jaxmlip.models.checkpoint import whole_file  # readers need no model code
+
     text = json.dumps(manifest).encode()
     arrays = arrays | {
         "manifest": np.frombuffer(text, np.uint8),
         "manifest_sha256": np.frombuffer(hashlib.sha256(text).digest(), np.uint8),
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write: {error.strerror}", where=str(path), fix="choose a writable folder"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read(path) -> tuple[dict, dict]:

@@ -27,11 +27,7 @@ SEVENNET = (
     "b3d99aa7bb4bbc112fdcc49272b5ddaaed83867b/sevenn/pretrained_potentials/"
 )
 MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download/"
-MACE_FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download/"
-MACE_OFF = (
-    "https://raw.githubusercontent.com/ACEsuit/mace-off/"
-    "91a78c5a9c300d1104700d9352c8bfe449227737/mace_off23/"
-)
+MACE_OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main/mace_off23/"
 
 NEQUIX_PAPER = "Koker et al. 2025, arXiv:2508.16067"
 PFT_PAPER = "Koker et al. 2026, arXiv:2601.07742"
@@ -166,7 +162,7 @@ PUBLISHED = {
         MACE_MP_PAPER,
     ),
     "mace-omat-0-small": _one(
-        f"{MACE_FOUNDATIONS}mace_omat_0/mace-omat-0-small.model",
+        f"{MACE_MP}mace_omat_0/mace-omat-0-small.model",
         None,
         ASL,
         f"{PBE_U}, VASP 54 (OMat24)",
@@ -192,9 +188,14 @@ PUBLISHED = {
 }
 
 
-def known_file(sha256: str) -> dict | None:
-    """Name and terms of a published file with this hash."""
+def known_file(sha256: str, beside: dict | None = None) -> dict | None:
+    """Name and terms of the published potential of a file with this hash.
+
+    beside: {name: SHA-256} of what is read with it, which must be as published too.
+    """
     for name, published in PUBLISHED.items():
-        if sha256 in published.files.values():
+        (_, first), *others = published.files.items()
+        others = {address.rpartition("/")[2]: expected for address, expected in others}
+        if sha256 == first and others == (beside or {}):
             return {"name": name, **published.terms}
     return None

@@ -4,7 +4,9 @@ Only `pull` reaches for the network. What was pulled, and what was imported on t
 model files of ours in a folder of the user, beside the cache of compiled programs.
 """
 
+import hashlib
 import os
+import stat
 import tempfile
 import urllib.request
 from contextlib import contextmanager
@@ -58,9 +60,13 @@ def pull(
     head: str | None = None,
     accept_licence: bool = False,
     accept_unverified: bool = False,
+    overwrite: bool = False,
     tell=lambda text: None,
 ) -> tuple[Path, dict]:
-    """(model file, card) of a published potential, downloaded, checked and imported.
+    """(model file, card) of a published potential, downloaded, checked and imported once.
+
+    What was pulled before is given again; where that is of another file or head, only `overwrite`
+    replaces it, and else there is a `UsageError`.
 
     source: a file that was downloaded before, instead of the network. Licences that restrict use
     and files without a known hash have to be accepted by the caller, else `UsageError`. Raises
@@ -72,10 +78,14 @@ def pull(
     from jaxmlip.pretrained.imports import import_weights
 
     output = _made(cache_folder()) / f"{name}.safetensors"
+    if output.exists() and not overwrite:
+        return output, _pulled_card(output, entry, source, head)
     with _fetched(entry, source, output.parent, tell) as files:
         hashes = _verified(entry, files)
         tell("importing")
         terms = {**entry.terms, "name": name, "origin_sha256": hashes}
+        if head is not None:
+            terms["head"] = head
         if not entry.verified:
             terms["origin_verified"] = "not verified against a known hash"
         card = import_weights(files[0], output, name=name, head=head, extra=terms)
@@ -85,17 +95,49 @@ def pull(
 def on_the_fly(path) -> Path:
     """The model file of foreign weights, imported when they are first used.
 
-    Kept under the hash of the weights and of what reads them, so that neither can go stale.
+    Kept under the hash of the files and of what makes numbers of them, so that none can go stale.
     """
-    from jaxmlip.pretrained.imports import import_weights
+    from jaxmlip.pretrained import imports
 
-    weights.format_of(path)
-    key = f"{weights.sha256(path)[:16]}-{weights.version()[:8]}"
-    kept = cache_folder() / "imported" / f"{key}.safetensors"
-    if not kept.is_file():
-        _made(kept.parent)
-        import_weights(path, kept)
+    beside, sha256 = imports.hashes_beside(path), weights.sha256(path)
+    key = hashlib.sha256(f"{sha256} {sorted(beside.items())} {imports.version()}".encode())
+    _made(cache_folder())
+    kept = _made(cache_folder() / "imported") / f"{key.hexdigest()}.safetensors"
+    source = (_card(kept) or {}).get("source", {})
+    if source.get("sha256") != sha256 or source.get("beside", {}) != beside:
+        imports.import_weights(path, kept)
     return kept
+
+
+def _card(path) -> dict | None:
+    """The card of a model file, if it is there and whole."""
+    from jaxmlip.models import checkpoint
+
+    try:
+        return checkpoint.read(path)[0]
+    except ModelError:
+        return None
+
+
+def _pulled_card(path, entry, source, head) -> dict:
+    """The card of what was pulled before, if that is what is asked for now."""
+    card = _card(path) or {}
+    wanted = {_name(address): expected for address, expected in entry.files.items()}
+    if source is not None:
+        with _fetched(entry, source, None, None) as files:
+            wanted = _verified(entry, files)
+    found = card.get("origin_sha256", {})
+    same = found.keys() == wanted.keys() and all(
+        expected in (None, found[name]) for name, expected in wanted.items()
+    )
+    if not same or card.get("origin") != entry.terms["origin"] or card.get("head") != head:
+        raise UsageError(
+            "there is a model of this name of another file or head, or a damaged one",
+            where=str(path),
+            code="JM104",
+            fix="--overwrite to pull it again and replace it",
+        )
+    return card
 
 
 def _check_accepted(name, entry, accept_licence, accept_unverified):
@@ -119,14 +161,23 @@ def _check_accepted(name, entry, accept_licence, accept_unverified):
 
 
 def _made(folder: Path) -> Path:
+    """The folder, made if need be; `ResourceError` unless it belongs to this user alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        info = folder.stat()
     except OSError as error:
         raise ResourceError(
             f"cannot make this folder: {error.strerror}",
             where=str(folder),
             fix="set XDG_CACHE_HOME to a writable folder",
         ) from error
+    foreign = hasattr(os, "getuid") and info.st_uid != os.getuid()
+    if foreign or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ResourceError(
+            "others can write here, and models in it are trusted",
+            where=str(folder),
+            fix="chmod go-w on it, or set XDG_CACHE_HOME to a folder of your own",
+        )
     return folder
 
 
