@@ -28,7 +28,7 @@ import jaxmlip
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.weights.mace_torch import convert, matches, read
 from jaxmlip.interfaces.weights.mace_torch_weights import projection
-from jaxmlip.interfaces.weights.unpickle import Global, read_torch
+from jaxmlip.interfaces.weights.unpickle import Global, Record, read_torch
 from jaxmlip.models.checkpoint import load, potential_of, save
 from jaxmlip.system import pad
 
@@ -189,6 +189,22 @@ def with_too_few_weights(model):
     linear.state["_parameters"]["weight"] = np.ones(3)
 
 
+def with_many_layers(model):
+    for name in ("interactions", "products"):
+        layers = child(model, name).state["_modules"]
+        layers.update({str(i): layers["1"] for i in range(2, 17)})
+
+
+def with_harmonics_of_high_degree(model):
+    """Few in the messages, as before: what decides is the degree that our MACE is built with."""
+    irreps = child(model, "spherical_harmonics").state["irreps_out"]
+    irreps.args = (tuple(term(l) for l in range(41)),)
+
+
+def term(l):
+    return Record("e3nn._MulIr", ((1, Record("e3nn.Irrep", ((l, (-1) ** l),))),))
+
+
 def without_interactions(model):
     del model.state["_modules"]["interactions"]
 
@@ -208,6 +224,8 @@ def without_interactions(model):
         (without_even_harmonics, "so3"),
         (with_too_few_weights, "damaged"),
         (without_interactions, "no interactions"),
+        (with_many_layers, "17 layers"),
+        (with_harmonics_of_high_degree, "l = 40 are too many"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -20,6 +20,7 @@ import jaxmlip
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.weights import format_of, mlip
 from jaxmlip.models import checkpoint
+from jaxmlip.nn.tensor_product import natural
 from jaxmlip.system import pad
 
 DATA = Path(__file__).parent / "data"
@@ -61,6 +62,9 @@ def test_energy_forces_and_stress_are_those_of_mlip():
         ({"num_channels": 10**9}, "num_channels"),
         ({"readout_irreps": ["8x0e + 4x1o", "0e"]}, "only scalars"),
         ({"correlation": 2}, "expected"),
+        ({"node_symmetry": 3}, "not in 0 to 2"),
+        ({"node_symmetry": 10**9}, "not in 0 to 2"),
+        ({"l_max": 6, "correlation": 4}, "too many"),
     ],
 )
 def test_options_that_are_not_here_are_refused(content, change, message):
@@ -81,3 +85,21 @@ def test_other_architectures_versions_heads_and_arrays_are_refused(content):
         mlip.convert(settings, arrays | {"params#mlip_network#more": np.ones(3)})
     with pytest.raises(ModelError, match="should be one"):
         mlip.convert(settings, {k: v for k, v in arrays.items() if "embedding" not in k})
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, content):
+    """Zeros pack a thousand times smaller; weights hardly do."""
+    file, path = io.BytesIO(), tmp_path / "bomb.zip"
+    np.savez_compressed(file, zeros=np.zeros(16 * 10**6))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hyperparams.json", json.dumps(content[0]))
+        archive.writestr("params.npz", file.getvalue())
+    with pytest.raises(ModelError, match="unpacks to more"):
+        mlip.read(path)
+
+
+@pytest.mark.parametrize("l_max, correlation", [(3, 4), (5, 4), (6, 3)])
+def test_products_that_would_fill_the_memory_are_refused_before_they_are_built(l_max, correlation):
+    """Each of the largest settings that are not refused for their number of couplings."""
+    with pytest.raises(ModelError, match="too many"):
+        mlip.coupled_powers(l_max, correlation, natural(l_max))

@@ -20,6 +20,8 @@ from numpy.testing import assert_allclose
 
 import jaxmlip
 from jaxmlip.errors import ModelError
+from jaxmlip.interfaces import weights
+from jaxmlip.interfaces.weights import nequix
 from jaxmlip.interfaces.weights.nequix import matches, read
 from jaxmlip.models.checkpoint import load, potential_of, save
 from jaxmlip.system import cast, pad
@@ -96,6 +98,7 @@ def changed(tmp_path, change):
         ({"hidden_irreps": "4x0e + 3x1e"}, "are not 0e"),
         ({"hidden_irreps": "99999x0e"}, "cut short"),
         ({"n_layers": 10**9}, "n_layers is 1000000000"),
+        ({"hidden_irreps": "+".join(["1x0e"] * 10**5)}, "more than 12 degrees"),
         ({"lmax": 2.5}, "not a whole number"),
         ({"cutoff": -1.0}, "not a positive"),
         ({"cutoff": float("nan")}, "not a finite"),
@@ -154,6 +157,63 @@ def test_arrays_of_objects_are_never_read(tmp_path):
         file.write(bytes(10**5))
     with pytest.raises(ModelError, match="object"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"elements": [1, 6, 6]}, "elements"),
+        ({"elements": [6, 1, 8]}, "elements"),
+        ({"elements": [0, 6, 8]}, "elements"),
+        ({"elements": [1, 6, 119]}, "elements"),
+        ({"elements": [1.0, 6.0]}, "elements"),
+        ({"elements": []}, "elements"),
+        ({"elements": None}, "elements"),
+        ({"cutoff": float("nan")}, "cutoff"),
+        ({"cutoff": float("inf")}, "cutoff"),
+        ({"cutoff": 0.0}, "cutoff"),
+        ({"cutoff": 1e5}, "cutoff"),
+        ({"cutoff": [4.5]}, "cutoff"),
+        ({"scale": float("inf")}, "scale"),
+        ({"shift": [0.0, 0.0, float("nan")]}, "shift"),
+        ({"shift": None}, "shift"),
+        ({"reference_energies": {1: float("nan")}}, "reference energy of element 1"),
+    ],
+)
+def test_a_card_that_makes_no_sense_is_refused_whatever_the_format(monkeypatch, change, name):
+    card, params = read(PATH)
+    energies = change.pop("reference_energies", card["reference_energies"])
+    card = {**card, "fields": card["fields"] | change, "reference_energies": energies}
+    monkeypatch.setattr(nequix, "read", lambda path: (card, params))
+    with pytest.raises(ModelError, match=f"{name}: ") as error:
+        weights.read(PATH)
+    assert (error.value.code, error.value.where) == ("JM511", str(PATH)) and error.value.fix
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    """Or the hash in the card would be that of another file."""
+    path = tmp_path / "model.nqx"
+    path.write_bytes(PATH.read_bytes())
+    assert weights.read(path)[0]["source"]["sha256"] == weights.sha256(path)
+
+    def read_and_change(path):
+        found = read(path)
+        path.write_bytes(path.read_bytes() + b"\n")
+        return found
+
+    monkeypatch.setattr(nequix, "read", read_and_change)
+    with pytest.raises(ModelError, match="changed while"):
+        weights.read(path)
+
+
+def test_errors_keep_their_code_and_say_what_to_do(tmp_path, monkeypatch):
+    def fail(data, shapes):
+        raise ModelError("no", code="JM599")
+
+    monkeypatch.setattr(nequix, "_arrays", fail)
+    with pytest.raises(ModelError) as error:
+        weights.read(PATH)
+    assert error.value.code == "JM599" and error.value.fix
 
 
 def test_only_its_own_files_match():

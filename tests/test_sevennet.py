@@ -130,6 +130,14 @@ def test_other_architectures_are_refused(monkeypatch, content, change, message):
     assert error.value.exit_code == 6 and "sevennet_old.pth" in str(error.value)
 
 
+def test_weights_that_are_no_arrays_are_refused(monkeypatch, content):
+    """numpy would make one of lists that hold each other, and not come to an end."""
+    state = dict(content["model_state_dict"])
+    content["model_state_dict"] = {**state, "more": [[1.0], [2.0]]}
+    with pytest.raises(ModelError, match="no arrays"):
+        read_changed(monkeypatch, content)
+
+
 def test_weights_that_are_missing_or_have_no_place_are_refused(monkeypatch, content):
     state = dict(content["model_state_dict"])
     content["model_state_dict"] = {**state, "charge_head.weight": np.ones(3)}

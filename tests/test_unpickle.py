@@ -4,6 +4,8 @@ import copyreg
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 
@@ -410,6 +412,85 @@ def test_random_programs_never_escape_as_other_errors(tmp_path):
             read_pickle(written(tmp_path, content))
         except ModelError:
             pass
+
+
+def integer(n):
+    size = (n.bit_length() + 8) // 8
+    return b"\x8a" + bytes([size]) + n.to_bytes(size, "little", signed=True)
+
+
+def shared(top, join, depth=40):
+    """A value and `depth` containers, each with the one below twice: 2**depth paths."""
+    steps = (b"q" + bytes([i]) + join(b"h" + bytes([i])) for i in range(depth))
+    return top + b"".join(steps)
+
+
+LISTS = shared(b"](K\x01e", lambda x: b"0](" + x + x + b"e")
+DICTS = shared(
+    b"}X\x01\0\0\0aK\x01s", lambda x: b"0}(X\x01\0\0\0a" + x + b"X\x01\0\0\0b" + x + b"u"
+)
+ENDLESS = {  # who reads, hashes, prints or walks these without a limit is busy until tomorrow
+    "lists of lists": b"\x80\x02" + LISTS + b".",
+    "dicts of dicts": b"\x80\x02" + DICTS + b".",
+    "a record with lists": b"\x80\x02cx\ny\n)\x81" + LISTS + b"b.",
+    "a list in itself": b"\x80\x02]q\0h\0a.",
+    "long texts, often": b"\x80\x02X"
+    + struct.pack("<I", 10**6)
+    + b"a" * 10**6
+    + b"q\0]("
+    + b"h\0" * 10**4
+    + b"e.",
+    "whole numbers with one hash": b"\x80\x02}("
+    + b"".join(integer(i * (2**61 - 1)) + b"N" for i in range(1, 10**5))
+    + b"u.",
+    "floats with one hash": b"\x80\x02}(G" + struct.pack(">d", 2.0**61) + b"Nu.",
+    "places in the memo with one hash": b"N"
+    + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1, 10**5))
+    + b".",
+    "many keys that are tuples": b"\x80\x02}("
+    + b"".join(integer(i) + b"\x85N" for i in range(10**4))
+    + b"u.",
+    "one tuple as many keys": b"\x80\x02("
+    + b"K\x01" * 16
+    + b"tq\0("
+    + b"h\0" * 16
+    + b"tq\1("
+    + b"h\1" * 16
+    + b"tq\2}("
+    + b"h\2N" * 10**5
+    + b"u.",
+    "many sets": b"\x80\x04" + b"\x8f" * 10**6 + b".",
+    "long calls": b"\x80\x02(" + b"N" * 10**6 + b"tq\0cx\ny\nq\1" + b"h\1h\0R" * 10**4 + b".",
+}
+LIMITED = """
+import resource, sys
+from jaxmlip.errors import ModelError
+from jaxmlip.interfaces.weights.unpickle import read_pickle
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for path in sys.argv[1:]:
+    try:
+        read_pickle(path)
+    except ModelError as error:
+        print(error.what)
+    else:
+        print("read", path)
+"""
+
+
+def test_no_pickle_keeps_its_reader_busy(tmp_path):
+    """All in a process of its own that may work for a minute, since a hang in C cannot be stopped.
+
+    All of them together take seconds; nearly all of that is imports.
+    """
+    paths = []
+    for i, content in enumerate(ENDLESS.values()):
+        paths.append(tmp_path / f"{i}.pkl")
+        paths[-1].write_bytes(content)
+    command = [sys.executable, "-c", LIMITED, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-1000:]
+    for name, line in zip(ENDLESS, done.stdout.splitlines(), strict=True):
+        assert "refused" in line, (name, line)
 
 
 @pytest.mark.parametrize("read", [read_pickle, read_torch])

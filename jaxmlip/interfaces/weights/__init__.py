@@ -9,8 +9,12 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 from jaxmlip.errors import ModelError, UsageError
 
+FIX = "copy or download the file again, or ask its author for one that was saved whole"
+LARGEST_CUTOFF = 1e4  # Å
 FORMATS = {  # file here: the code that writes the format
     "mace_torch": "mace-torch",
     "nequix": "Nequix",
@@ -43,18 +47,18 @@ def read(path, *, head: str | None = None) -> tuple[dict, dict]:
     _check_file(path)
     name = format_of(path)
     reader = import_module(f"{__name__}.{name}")
+    before = sha256(path)
     source = {
         "file": path.name,
         "size": path.stat().st_size,
-        "sha256": sha256(path),
+        "sha256": before,
         "format": FORMATS[name],
     }
     try:
         card, params = _call(reader.read, path, head, FORMATS[name])
     except ModelError as error:
-        if error.where in ("", name):
-            raise type(error)(error.what, where=str(path), fix=error.fix, code=error.code) from None
-        raise
+        where = str(path) if error.where in ("", name, "module_tree") else error.where
+        raise ModelError(error.what, where=where, fix=error.fix or FIX, code=error.code) from None
     except UsageError:
         raise
     except Exception as error:  # whatever the bytes of a stranger may lead a parser to
@@ -63,9 +67,52 @@ def read(path, *, head: str | None = None) -> tuple[dict, dict]:
             f"that is not known ({type(error).__name__}: {error})",
             where=str(path),
             code="JM510",
-            fix="copy or download the file again",
+            fix=FIX,
         ) from error
+    if not path.is_file() or sha256(path) != before:
+        raise _changed(path)
+    check_card(card, str(path))
     return {**card, "source": {**card.get("source", {}), **source}}, params
+
+
+def check_card(card: dict, where: str) -> None:
+    """Raises `ModelError` if elements, cutoff, scale, shift or reference energies make no sense."""
+    fields = card["fields"]
+    elements, cutoff = fields.get("elements"), fields.get("cutoff")
+    energies = dict(card.get("reference_energies") or {})
+    known = isinstance(elements, list) and all(type(z) is int and 0 < z < 119 for z in elements)
+    if not known or not elements or sorted(set(elements)) != elements:
+        _refuse(
+            "elements", elements, "different atomic numbers from 1 to 118 in their order", where
+        )
+    if not isinstance(cutoff, int | float) or not 0 < cutoff < LARGEST_CUTOFF:
+        _refuse("cutoff", cutoff, f"a length in Å between 0 and {LARGEST_CUTOFF:g}", where)
+    for name in ("scale", "shift"):
+        if not _finite(fields.get(name, 0.0)):
+            _refuse(name, fields[name], "finite numbers in eV", where)
+    for z, energy in energies.items():
+        if not _finite(energy):
+            _refuse(f"reference energy of element {z}", energy, "a finite number in eV", where)
+
+
+def _refuse(name, value, wanted, where):
+    what = f"{name}: {value!r:.80} is not {wanted}"
+    raise ModelError(what, where=where, code="JM511", fix=FIX)
+
+
+def _finite(value) -> bool:
+    """Whether a number, or all of a list, is finite."""
+    try:
+        return bool(np.isfinite(np.asarray(value, float)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _changed(path):
+    what = "the file changed while it was read"
+    return ModelError(
+        what, where=str(path), code="JM510", fix="wait until it is written; try again"
+    )
 
 
 def format_of(path) -> str:

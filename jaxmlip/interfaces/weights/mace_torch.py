@@ -32,6 +32,7 @@ BLOCKS = {  # class of an interaction: is it residual, normalised by density, ga
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 QUANTITIES = {"total_charge": "charge", "total_spin": "spin"}
 MAX_COUPLINGS = 2_000_000  # entries of one table of couplings; l = 3, degree 4 has 65 536
+MAX_LAYERS, MAX_DEGREE = 16, 12  # of harmonics and of polynomials
 MARKS = (b"mace.modules", b"mace/modules", b"symmetric_contractions.contractions")
 
 
@@ -132,16 +133,22 @@ def _fields(model, head):
     blocks, products = model.part("interactions").parts(), model.part("products").parts()
     if not blocks or len(blocks) != len(products):
         refuse(model, "the numbers of interactions and products differ")
+    if len(blocks) > MAX_LAYERS:
+        refuse(model, f"{len(blocks)} layers; more than {MAX_LAYERS} are not read")
     elements = [int(z) for z in model.array("atomic_numbers")]
     harmonics = irreps(model.part("spherical_harmonics").get("irreps_out"))
     if [key for _, key in harmonics] != natural(len(harmonics) - 1):
         refuse(model, "harmonics without parity (use_so3)")
+    l_max, correlation = len(harmonics) - 1, max(_correlation(p) for p in products)
+    if max(l_max, correlation) > MAX_DEGREE or (l_max + 1) ** (2 * correlation) > MAX_COUPLINGS:
+        refuse(model, f"polynomials of degree {correlation} in l = {l_max} are too many")
     return (
         {
             "elements": elements,
             "cutoff": float(model.array("r_max")),
             "n_layers": len(blocks),
-            "l_max": len(harmonics) - 1,
+            "l_max": l_max,
+            "correlation": correlation,
             "avg_num_neighbors": float(blocks[0].get("avg_num_neighbors")),
             **_scale(model, head),
             **_blocks(blocks),
@@ -195,10 +202,6 @@ def _channels(model, blocks, products):
     for name, found in [*[("product", k) for k in kept], *_messages(blocks)]:
         if any(mul != channels or key not in natural(9) for mul, key in found):
             refuse(model, f"features of a {name} other than {channels} channels, natural parity")
-    correlation = max(_correlation(p) for p in products)
-    l_max = max(key[0] for key in [k for _, found in _messages(blocks) for _, k in found])
-    if (l_max + 1) ** (2 * correlation) > MAX_COUPLINGS:
-        refuse(model, f"polynomials of degree {correlation} in l = {l_max} are too many")
     hidden_l = max(key[0] for _, key in kept[0]) if len(kept) > 1 else 0
     for k in kept[:-1]:
         if [key for _, key in k] != natural(hidden_l):
@@ -206,7 +209,6 @@ def _channels(model, blocks, products):
     return {
         "channels": channels,
         "hidden_l": hidden_l,
-        "correlation": correlation,
         "species_product": not products[0].get("use_agnostic_product", False),
         **_edge_channels(blocks, channels, hidden_l),
     }

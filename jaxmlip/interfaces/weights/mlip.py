@@ -11,10 +11,12 @@ import io
 import json
 import zipfile
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.interfaces.weights.mace_torch import MAX_COUPLINGS
 from jaxmlip.interfaces.weights.mace_torch_weights import projection
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.linear import name_of
@@ -23,6 +25,7 @@ from jaxmlip.nn.tensor_product import natural, order, paths
 
 E3NN_JAX_SILU_GAIN = 1.6765620560798837  # 1 / rms of silu on its 1 000 001 points, in float64
 GAIN = E3NN_JAX_SILU_GAIN / SILU_GAIN
+MAX_PRODUCTS = 2**25  # entries of all products of one degree, 256 MB
 SETTINGS, WEIGHTS = "hyperparams.json", "params.npz"
 LONGEST, LARGEST = 2**22, 2**31  # bytes of the settings, of the weights
 ONLY = {  # what these settings have to be
@@ -55,9 +58,10 @@ def read(path, head: str | None = None) -> tuple[dict, dict]:
 
     Raises `ModelError` for everything but MACE with the options that ours has.
     """
+    largest = min(LARGEST, 2**26 + 200 * Path(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
         settings = json.loads(_member(archive, SETTINGS, LONGEST))
-        arrays = _arrays(_member(archive, WEIGHTS, LARGEST))
+        arrays = _arrays(_member(archive, WEIGHTS, largest), largest)
     return convert(settings, arrays, head=head)
 
 
@@ -94,10 +98,10 @@ def _member(archive, name, limit) -> bytes:
     return archive.read(name)
 
 
-def _arrays(data) -> dict:
+def _arrays(data, limit) -> dict:
     with zipfile.ZipFile(io.BytesIO(data)) as inner:
-        if sum(member.file_size for member in inner.infolist()) > LARGEST:
-            raise ModelError(f"{WEIGHTS} unpacks to more than {LARGEST} bytes", code="JM510")
+        if sum(member.file_size for member in inner.infolist()) > limit:
+            raise ModelError(f"{WEIGHTS} unpacks to more than {limit} bytes", code="JM510")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -152,9 +156,16 @@ def _check_kind(config, version):
     for name, allowed in ONLY.items():
         if config.get(name, allowed[0]) not in allowed:
             raise ModelError(f"{name} is {config[name]!r:.60}, not {allowed[0]}", code="JM511")
-    for name, limit in LIMITS.items():
+    limits = LIMITS | (
+        {} if config["node_symmetry"] is None else {"node_symmetry": config["l_max"]}
+    )
+    for name, limit in limits.items():
         if not 0 <= config[name] <= limit or config[name] != int(config[name]):
             raise ModelError(f"{name} is {config[name]!r:.40}, not in 0 to {limit}", code="JM511")
+    degree, l_max = config["correlation"], config["l_max"]
+    if (l_max + 1) ** (2 * degree) > MAX_COUPLINGS:
+        what = f"polynomials of degree {degree} in l = {l_max} are too many"
+        raise ModelError(what, code="JM511")
 
 
 def _fields(config, info) -> dict:
@@ -305,14 +316,21 @@ def coupled_powers(l_max: int, correlation: int, targets) -> list[dict]:
     out = [power]
     for degree in range(2, correlation + 1):
         allowed, found = _reachable(keys, targets, correlation - degree), {}
-        for (l1, p1), lower in power.items():
-            for l2, p2 in keys:
-                unit = np.eye(dim)[l2 * l2 : (l2 + 1) ** 2]
-                for l3 in range(abs(l1 - l2), l1 + l2 + 1):
-                    if (l3, p1 * p2) in allowed:
-                        table = clebsch_gordan(l3, l1, l2)
-                        product = np.einsum("mab,na...,bc->nm...c", table, lower, unit)
-                        found.setdefault((l3, p1 * p2), []).append(product)
+        triples = [
+            (first, second, (l3, first[1] * second[1]))
+            for first in power
+            for second in keys
+            for l3 in range(abs(first[0] - second[0]), first[0] + second[0] + 1)
+            if (l3, first[1] * second[1]) in allowed
+        ]
+        if dim**degree * sum(len(power[a]) * (2 * c[0] + 1) for a, _, c in triples) > MAX_PRODUCTS:
+            what = f"polynomials of degree {correlation} in l = {l_max} are too many"
+            raise ModelError(what, code="JM511")
+        for first, (l2, _), target in triples:
+            unit = np.eye(dim)[l2 * l2 : (l2 + 1) ** 2]
+            table = clebsch_gordan(target[0], first[0], l2)
+            product = np.einsum("mab,na...,bc->nm...c", table, power[first], unit)
+            found.setdefault(target, []).append(product)
         power = {key: np.concatenate(found[key]) for key in sorted(found, key=order)}
         out.append(power)
     return out

@@ -50,7 +50,7 @@ def read(path) -> tuple[dict, dict]:
         fields = _fields(settings)
         energies, *layers, readout = _arrays(data, _shapes(fields, settings))
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), fix=error.fix) from None
+        raise ModelError(error.what, where=str(path), fix=error.fix, code=error.code) from None
     except Exception as error:  # whatever the bytes of a stranger lead a parser to
         reason = f"{type(error).__name__}: {error}"[:200]
         raise ModelError(f"not a Nequix model ({reason})", where=str(path)) from error
@@ -117,6 +117,8 @@ def _finite(settings, name):
 
 def _channels(irreps: str) -> list:
     """Channels by degree of '128x0e + 64x1o ...'; only degrees 0, 1 ... with natural parities."""
+    if irreps.count("+") > LARGEST["lmax"]:
+        raise ModelError(f"features of more than {LARGEST['lmax']} degrees: {irreps[:40]!r}")
     terms = [re.fullmatch(r"(?:(\d{1,5})x)?(\d+[eo])", t.strip()) for t in irreps.split("+")]
     expected = [name_of(key) for key in natural(len(terms) - 1)]
     if None in terms or [t[2] for t in terms] != expected:

@@ -53,7 +53,7 @@ def read(path, *, head: str | None = None) -> tuple[dict, dict]:
     try:
         return convert(_source(content["config"], content["model_state_dict"], head))
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), fix=error.fix) from None
+        raise ModelError(error.what, where=str(path), fix=error.fix, code=error.code) from None
     except UsageError:
         raise
     except Exception as error:  # whatever the content of a stranger's file leads to
@@ -62,7 +62,9 @@ def read(path, *, head: str | None = None) -> tuple[dict, dict]:
 
 
 def _source(settings, state, head) -> Source:
-    state = {_today(name): np.asarray(x) for name, x in state.items()}
+    if not all(isinstance(x, np.ndarray) for x in state.values()):
+        raise ModelError("weights that are no arrays")
+    state = {_today(name): x for name, x in state.items()}
     places = {int(z): int(i) for z, i in settings["_type_map"].items()}
     elements = sorted(places)
     if sorted(places.values()) != list(range(len(places))) or not set(elements) <= ELEMENTS:

@@ -18,12 +18,7 @@ from jaxmlip.nn.pairwise import FREE_ATOMS
 
 SETTINGS = "hyperparameters.json"
 CUTOFF, TAIL = 12.0, 2.0  # Å, of the published calculator; the file has no default of its own
-CARD = {
-    "licence": "MIT",
-    "level_of_theory": "PBE0+MBD",
-    "citation": "Kabylda et al., J. Am. Chem. Soc. 2025, 10.1021/jacs.5c09558",
-    "remark": "trained on forces: only differences of energies of the same atoms have a meaning",
-}
+DEPTH = 16  # of the tree of arrays
 OURS = {  # name in the settings: field
     "cutoff": "local_cutoff",
     "num_features": "channels",
@@ -72,13 +67,13 @@ def read(path) -> tuple[dict, dict]:
     state = read_pickle(path)
     if not isinstance(state, dict) or not isinstance(state.get("params"), dict):
         raise ModelError("the pickle is no tree of parameters", where=where)
-    arrays = _flat(state["params"], where)
+    arrays = _flat(state["params"], where, set())
     taken = _Taken(arrays, where)
     elements = _elements(taken)
     fields = _fields(settings, elements, where)
     params = _params(taken, fields)
     taken.check()
-    return {"architecture": "So3krates", "fields": fields, **CARD}, {"params": params}
+    return {"architecture": "So3krates", "fields": fields}, {"params": params}
 
 
 def _settings(path):
@@ -94,12 +89,18 @@ def _settings(path):
         raise ModelError(f"the settings are not JSON ({error})", where=str(path)) from error
 
 
-def _flat(tree, where, prefix=""):
-    """{'a/b/c': array} of nested dicts of finite arrays, float32 as in the file."""
+def _flat(tree, where, seen, prefix=""):
+    """{'a/b/c': array} of nested dicts of finite arrays, float32 as in the file.
+
+    seen: ids of the dicts and arrays that were met, for one that comes twice is refused.
+    """
     out = {}
     for key, value in tree.items():
+        if not isinstance(key, str) or id(value) in seen or prefix.count("/") > DEPTH:
+            raise ModelError(f"'{prefix[:80]}...' is no tree of arrays with names", where=where)
+        seen.add(id(value))
         if isinstance(value, dict):
-            out |= _flat(value, where, f"{prefix}{key}/")
+            out |= _flat(value, where, seen, f"{prefix}{key}/")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
             if not np.isfinite(value).all():
                 raise ModelError(f"'{prefix}{key}' is not finite", where=where)

@@ -3,11 +3,13 @@
 A pickle is a program for a stack machine; Python's own reader lets it call any function that it
 names. This one knows the handful of constructors below (plain containers, numpy arrays) and those
 its caller adds; every other class or function becomes an inert `Record` of what the file says.
-Memory and steps are bounded by the size of the file. Failures are any exception: see unpickle.py.
+Steps are bounded, memory by the size of the file, and so is the tree that the result unfolds to:
+who prints or walks it comes to an end. Failures are any exception: see unpickle.py.
 """
 
 import pickletools
 import re
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import prod
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 
 MAX_STEPS = 5_000_000  # opcodes of one pickle; the largest published models have some 10^5
+MAX_UNFOLDED = 5_000_000  # members (or 8 letters) of containers, what is shared counted each time
+MAX_TUPLE_KEYS = 4096  # in one pickle: hashes of tuples can be made to collide
 SPARE = 2**26  # bytes that objects and copies may take beyond 32 times the length of the pickle
 DTYPE = re.compile(r"[<>=|]?([?]|[iufc](1|2|4|8|16))")
 
@@ -57,7 +61,7 @@ class Machine:
         self.data, self.persistent = data, persistent
         self.constructors = CONSTRUCTORS | constructors
         self.room = 32 * len(data) + SPARE
-        self.stack, self.memo, self.blanks = [], {}, {}
+        self.stack, self.memo, self.blanks, self.tuple_keys = [], {}, {}, 0
 
     def run(self):
         """The object that the pickle makes."""
@@ -72,10 +76,10 @@ class Machine:
                 OPERATIONS[op.name](self, value)
             else:
                 refuse(f"the pickle operation {op.name}")
-        return self.stack.pop()
+        return check_unfolded(self.stack.pop())
 
     def spend(self, n_bytes):
-        """Counts memory that copies take, so that few bytes of a file cannot fill the machine."""
+        """Counts memory of objects and copies: few bytes of a file cannot fill the machine."""
         self.room -= n_bytes
         if self.room < 0:
             refuse("a pickle that unfolds to far more than its size")
@@ -84,7 +88,7 @@ class Machine:
         """What the file wants to call: one of our constructors, else a record of the wish."""
         if not isinstance(kind, Global) or not isinstance(args, tuple):
             refuse("a call of something that is not a class or function")
-        self.spend(500)
+        self.spend(500 + 8 * len(args))
         make = self.constructors.get(kind.kind)
         return make(self, *args) if make else Record(kind.kind, args, kwargs)
 
@@ -106,10 +110,19 @@ class Machine:
         return values[::-1]
 
     def key(self, value, depth=0):
-        """A value that may be a key: hashing deep or shared tuples could take for ever."""
+        """A value that may be a key: texts, names, small whole numbers and short tuples of them.
+
+        Hashing deep tuples, or sorting in what has the same hash, could take for ever: to a
+        dictionary all multiples of 2**61 - 1 look alike, and tuples can be made so.
+        """
         if isinstance(value, tuple) and len(value) <= 16 and depth < 3:
-            return tuple(self.key(v, depth + 1) for v in value)
-        if isinstance(value, str | bytes | int | float | None | Record | Global):
+            self.spend(64 + 16 * len(value))
+            self.tuple_keys += 1
+            if self.tuple_keys <= MAX_TUPLE_KEYS:
+                return tuple(self.key(v, depth + 1) for v in value)
+        if isinstance(value, str | bytes | None | Record | Global):
+            return value
+        if isinstance(value, int | float) and abs(value) < 2**60 and value == int(value):
             return value
         return refuse("a dictionary or set with strange keys")
 
@@ -119,12 +132,14 @@ class Machine:
         target = target.entries if isinstance(target, Record) else target
         if not isinstance(target, dict) or len(values) % 2:
             refuse("entries for something that is not a dictionary")
+        self.spend(50 * len(values))
         for key, value in zip(values[::2], values[1::2], strict=True):
             target[self.key(key)] = value
 
     def extend(self, values):
         target = self.stack[-1]
         target = target.items if isinstance(target, Record) else target
+        self.spend((100 if isinstance(target, set) else 8) * len(values))
         if isinstance(target, set):
             target.update(map(self.key, values))
         elif isinstance(target, list):
@@ -154,13 +169,21 @@ def binary(f):
 
 
 def memoize(machine, index):
-    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
+    machine.spend(100)
+    index = len(machine.memo) if index is None else index
+    machine.memo[index if is_count(index) else refuse("a strange index")] = machine.stack[-1]
+
+
+def push(machine, container):
+    """A new container, as it is."""
+    machine.spend(sys.getsizeof(container))
+    machine.stack.append(container)
 
 
 def tuple_of(n):
     def operation(machine, _):
         values = [machine.stack.pop() for _ in range(n)][::-1]
-        machine.stack.append(tuple(values))
+        push(machine, tuple(values))
 
     return operation
 
@@ -185,7 +208,7 @@ def obj(machine, _):
 
 def dictionary(machine, _):
     values = machine.since_mark()
-    machine.stack.append({})
+    push(machine, {})
     machine.put(values)
 
 
@@ -210,16 +233,16 @@ OPERATIONS = {
     "POP": lambda m, _: m.stack.pop(),
     "POP_MARK": lambda m, _: m.since_mark(),
     "DUP": lambda m, _: m.stack.append(m.stack[-1]),
-    "EMPTY_LIST": lambda m, _: m.stack.append([]),
-    "EMPTY_DICT": lambda m, _: m.stack.append({}),
-    "EMPTY_SET": lambda m, _: m.stack.append(set()),
-    "LIST": lambda m, _: m.stack.append(m.since_mark()),
-    "TUPLE": lambda m, _: m.stack.append(tuple(m.since_mark())),
+    "EMPTY_LIST": lambda m, _: push(m, []),
+    "EMPTY_DICT": lambda m, _: push(m, {}),
+    "EMPTY_SET": lambda m, _: push(m, set()),
+    "LIST": lambda m, _: push(m, m.since_mark()),
+    "TUPLE": lambda m, _: push(m, tuple(m.since_mark())),
     "TUPLE1": tuple_of(1),
     "TUPLE2": tuple_of(2),
     "TUPLE3": tuple_of(3),
     "DICT": dictionary,
-    "FROZENSET": lambda m, _: m.stack.append(frozenset(map(m.key, m.since_mark()))),
+    "FROZENSET": lambda m, _: push(m, frozenset(map(m.key, m.since_mark()))),
     "APPEND": lambda m, _: m.extend([m.stack.pop()]),
     "APPENDS": lambda m, _: m.extend(m.since_mark()),
     "ADDITEMS": lambda m, _: m.extend(m.since_mark()),
@@ -236,6 +259,50 @@ OPERATIONS = {
     "BINPERSID": lambda m, _: m.stack.append(m.persistent(m.stack.pop())),
     "PERSID": lambda m, key: m.stack.append(m.persistent(key)),
 }
+
+
+# --- what a result unfolds to ---------------------------------------------------------------------
+
+
+def check_unfolded(result):
+    """The result; refuses containers that hold themselves, or that unfold without end.
+
+    Forty lists of which each holds the next one twice are small, and 2**40 to who walks them.
+    Records are not entered from outside, for they may well hold each other: each is looked at once.
+    """
+    roots, known = [result], {}
+    while roots:
+        _measure(roots.pop(), known, roots)
+    return result
+
+
+def _measure(root, known, records):
+    """Sizes {id: members} of all containers below a root; adds records found to `records`."""
+    todo = [(root, None)]
+    while todo:
+        value, members = todo.pop()
+        if members is not None:  # all below has been measured; None is what waits for this one
+            sizes = [known[id(m)] for m in members]
+            if None in sizes:
+                refuse("containers that hold themselves")
+            texts = value.values() if isinstance(value, dict) else value
+            texts = sum(len(t) for t in texts if isinstance(t, str | bytes | bytearray))
+            known[id(value)] = size = 1 + len(value) + texts // 8 + sum(sizes)
+            if size > MAX_UNFOLDED:
+                refuse("containers that unfold to far more than their size")
+        elif id(value) not in known and isinstance(value, Record):
+            known[id(value)] = 1
+            parts = (value.args, value.kwargs, value.state, value.items, value.entries)
+            records.extend(p for p in parts if isinstance(p, (Record, *CONTAINERS)))
+        elif id(value) not in known and isinstance(value, CONTAINERS):
+            known[id(value)] = None
+            members = list(value.values() if isinstance(value, dict) else value)
+            members = [m for m in members if isinstance(m, (Record, *CONTAINERS))]
+            todo.append((value, members))
+            todo.extend((m, None) for m in members)
+
+
+CONTAINERS = (list, tuple, dict)
 
 
 # --- numpy -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ A pickle is a program: Python's own reader calls whatever functions the file nam
 is run by a machine of our own that has nothing to call: plain containers, numpy arrays and torch
 tensors (as numpy arrays) are built by the handful of functions below, and every other class or
 function is an inert `Record` that keeps its name, arguments and state. Memory is bounded by the
-size of the file. All failures are `ModelError`.
+size of the file, time by limits on steps and sharing. All failures are `ModelError`.
 """
 
 import re
@@ -143,7 +143,7 @@ def _storages(archive, head, names):
         dtype = re.fullmatch(r"torch\.(?:storage\.)?(\w+)Storage", getattr(kind, "kind", ""))
         if not dtype or dtype[1] not in TORCH_DTYPES:
             refuse("a torch storage of unknown type")
-        if not isinstance(number, str) or not re.fullmatch(r"\d+", number):
+        if not isinstance(number, str) or not re.fullmatch(r"\d{1,9}", number):
             refuse("a torch storage with a strange name")
         if (number, dtype[1]) not in loaded:
             data = archive.read(f"{head}data/{number}")
@@ -168,8 +168,9 @@ def _tensor(machine, storage, offset, size, stride, *rest):
     """torch._utils._rebuild_tensor(_v2): a strided view; its bounds are checked by numpy."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
         refuse("a tensor without a storage")
-    counts = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > 32 or not all(map(is_count, counts)):
+    if len(size) != len(stride) or len(size) > 32:
+        refuse("a tensor with a strange shape")
+    if not all(map(is_count, (offset, *size, *stride))):
         refuse("a tensor with a strange shape")
     if prod(size) == 0:
         return np.zeros(size if max(size) < 2**31 else refuse("a strange shape"), storage.dtype)
