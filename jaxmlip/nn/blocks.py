@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 MEBI = 2**20
-CACHE = {"cpu": (20 * MEBI, 4 * MEBI)}  # bytes that are done at once, and of a block for each core
+CACHE = {"cpu": (12 * MEBI, 6 * MEBI)}  # bytes that are done at once, and of a block for each core
 MEMORY = {"cpu": (64 * MEBI, 16 * MEBI)}
 DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device with memory of its own
 
