@@ -80,7 +80,7 @@ def row_of(system, results):
 
 def time_in(result, ours):
     if "cpu_ms" not in result:
-        return f"— {result.get('skipped', '')}"
+        return "— " + result.get("skipped", "").removeprefix("failed: benchmarks.worker.Skip: ")
     text = number(result["cpu_ms"])
     if ours and result["peer"] != "jaxmlip":
         text += f" ({result['cpu_ms'] / ours:.1f})"

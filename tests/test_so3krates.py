@@ -28,6 +28,7 @@ from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.weights import sha256, so3lr
 from jaxmlip.models import So3krates, checkpoint
 from jaxmlip.nn import pairwise
+from jaxmlip.pretrained.imports import hashes_beside
 from jaxmlip.pretrained.published import known_file
 from jaxmlip.system import cast, concatenate, pad, strain, supercell
 
@@ -117,8 +118,10 @@ def test_the_hessian_is_that_of_the_original_code(hessian):
 def test_published_weights_give_published_forces():
     """In float32 to 1e-4 eV/Å; in float64 they agree to 1e-11 (benchmarks/compare_so3lr.py)."""
     file = np.load(DATA / "so3lr_trained.npz")
-    card, params = so3lr.read(TRAINED / "params.pkl")
-    assert "licence" not in card and known_file(sha256(TRAINED / "params.pkl"))["licence"] == "MIT"
+    path = TRAINED / "params.pkl"
+    card, params = so3lr.read(path)
+    assert "licence" not in card  # that is told by the hashes of both files
+    assert known_file(sha256(path), hashes_beside(path))["licence"] == "MIT"
     assert card["fields"]["elements"] == [1, 6, 7, 8, 9, 15, 16, 17]
     function = jax.jit(jaxmlip.predict(checkpoint.potential_of(card).apply))
     for name in sorted({k.split("|")[0] for k in file}):

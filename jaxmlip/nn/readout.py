@@ -132,9 +132,10 @@ def one_or_nan(system: System, known):
 
 
 def energy_prediction(system: System, energies, known) -> dict:
-    """`energy` and `energies`; an atom that is not known makes its structure NaN."""
-    energies = jnp.where(system.atom_mask, energies * one_or_nan(system, known), 0)
-    return {"energy": sum_energies(system, energies), "energies": energies}
+    """`energy` and `energies`; an atom that is not known has NaN, and so has its structure."""
+    total = sum_energies(system, energies * one_or_nan(system, known))
+    energies = jnp.where(system.atom_mask, jnp.where(known, energies, jnp.nan), 0)
+    return {"energy": total, "energies": energies}
 
 
 def response_predictions(
