@@ -4,6 +4,8 @@ Tolerances: 1e-13 where both sides are the same closed form in float64, a few di
 sum of many terms is compared.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.testing import assert_allclose
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.interaction import StateEmbedding
 from jaxmlip.nn.linear import ChargeSpinEmbedding, Linear, SpeciesLinear, species_index
 from jaxmlip.nn.radial import RadialMLP, bessel, envelope
 from jaxmlip.nn.readout import cartesian_tensor, conserve_charge, total_dipole
@@ -361,3 +364,11 @@ def test_gaussians_overlap_their_neighbours_alike():
     values = gaussians(np.linspace(0, 4.0, 5), 4.0, 5)
     assert_allclose(np.diag(values), 1.0)
     assert_allclose(np.diag(values, 1), np.exp(-0.5))
+
+
+@pytest.mark.parametrize("charge, known", [(-1.0, True), (0.5, False), (-1.9, False), (2.0, False)])
+def test_a_charge_that_the_table_does_not_hold_is_not_a_number(charge, known):
+    system = replace(from_ase(Atoms("H"), None), charge=np.array([charge]))
+    embedding = StateEmbedding((("charge", 4, 3, 1, False),), 2)  # charges -1, 0 and 1
+    params = embedding.init(jax.random.key(0), system)
+    assert np.isfinite(embedding.apply(params, system)).all() == known

@@ -19,10 +19,8 @@ BY_SPECIES = (
     (re.compile(r"product_\d+/\w+"), 3, False),
     (re.compile(r"(radial|density)_\d+/(sender|receiver)"), 2, False),
 )
-FIELDS = {
-    "MACE": ("covalent_radii",),
-    "NequIP": ("scale", "shift"),
-}  # by element, if they are lists
+# by element, if they are lists
+FIELDS = {"MACE": ("covalent_radii",), "NequIP": ("scale", "shift")}
 
 
 def keep_elements(card: dict, params: dict, elements) -> tuple[dict, dict]:

@@ -153,7 +153,7 @@ class StateEmbedding(nn.Module):
 
     quantities: (name in `System`, width, classes, offset, has bias) for each; with classes the
     number (plus offset) is an index into a table, without (0) the input of a small network. A
-    number outside the table gives NaN.
+    number that is not whole or outside the table gives NaN.
     """
 
     quantities: tuple
@@ -169,8 +169,8 @@ class StateEmbedding(nn.Module):
         value = jnp.asarray(getattr(system, name)).astype(system.positions.dtype)
         if classes:
             table = self.param(name, nn.initializers.normal(1.0), (classes, width))
-            index = (value + offset).astype(int)
-            inside = (index >= 0) & (index < classes)
+            index = jnp.round(value + offset).astype(int)
+            inside = (index >= 0) & (index < classes) & (index == value + offset)
             return jnp.where(inside[:, None], table[jnp.clip(index, 0, classes - 1)], jnp.nan)
         x = nn.Dense(width, use_bias=bias, name=f"{name}_hidden")(value[:, None])
         return nn.Dense(width, use_bias=bias, name=f"{name}_out")(jax.nn.silu(x))

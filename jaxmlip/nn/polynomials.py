@@ -40,7 +40,7 @@ def polynomial_map(polynomials, n_components: int):
     def rule(primals, tangents):
         (x, w), (dx, dw) = primals, tangents
         slopes = iter(_evaluate(flat, x, w))
-        total = _evaluate(polynomials, x, [_dense(d, like) for d, like in zip(dw, w, strict=True)])
+        total = _evaluate(polynomials, x, [None if _is_zero(d) else d for d in dw])
         moved = [(a, d) for a, d in enumerate(dx) if not _is_zero(d)]
         for i, row in enumerate(jacobian):
             row_slopes = [next(slopes) for _ in row]
@@ -53,10 +53,6 @@ def polynomial_map(polynomials, n_components: int):
 
 def _is_zero(tangent) -> bool:
     return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
-
-
-def _dense(tangent, like):
-    return None if _is_zero(tangent) else tangent
 
 
 def _evaluate(polynomials, x, w) -> list:

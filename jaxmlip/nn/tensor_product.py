@@ -49,7 +49,10 @@ def fan_in(couplings, features) -> dict:
 
 
 def few_species(system: System, n_species: int) -> bool:
-    """Whether `species_messages` is cheaper: it costs as many neighbours as 4 x n_species."""
+    """Whether `species_messages` is cheaper, by work counted at 128 channels and 64 hidden radials.
+
+    There a species costs about as much as 4 neighbours.
+    """
     k = system.edges.senders.shape[-1]
     per_receiver = system.edges.receivers is None and isinstance(k, int)
     return per_receiver and 4 * n_species <= k
@@ -59,8 +62,8 @@ def messages(system: System, harmonics, basis, couplings, features, *, radial, m
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics), mixed.
 
     features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], basis [edge, n_radial];
-    radial: basis -> weights [edge, sum over paths of c], mix: what becomes of the sums (linear:
-    it is computed with them). Radial weights and products are large for every edge, so they are
+    radial: basis -> weights [edge, sum over paths of c], mix: what becomes of the sums of an atom
+    (it is computed with them). Radial weights and products are large for every edge, so they are
     made in blocks of atoms (`nn.blocks`), and with flat edges all at once.
     """
     nodes = with_ghosts(system, {key: features[key] for key in {c[0] for c in couplings}})
