@@ -130,13 +130,13 @@ def parts(model, params, system):
     apply = bound(model, params)
     species, _ = apply("_species", system)
     geometry = lambda positions: apply("_edges", replace(system, positions=positions), species)
-    yield "harmonics and radial basis", geometry, (system.positions,), ()
+    yield "harmonics and distances", geometry, (system.positions,), ()
     edges = jax.jit(geometry)(system.positions)
     features, table = apply("_embedding", system, species)
     layers = []
     for i in range(model.n_layers):
         senders = tuple(features)
-        radial = lambda basis, i=i, senders=senders: apply("_radial_weights", i, basis, senders)
+        radial = lambda r, i=i, senders=senders: apply("_radial_weights", i, r, senders)
         yield f"radial network {i} alone", radial, (edges[1],), (f"radial {i}",)
         send = lambda features, edges, i=i, table=table: apply(
             "_messages", i, system, features, species, edges, table
@@ -160,7 +160,7 @@ def bound(model, params):
     from flax import linen as nn
 
     from jaxmlip.nn.linear import species_index
-    from jaxmlip.nn.radial import RadialMLP
+    from jaxmlip.nn.radial import radial_weights, with_slope
     from jaxmlip.nn.symmetric_contraction import SymmetricContraction
     from jaxmlip.nn.tensor_product import natural, paths
 
@@ -172,9 +172,11 @@ def bound(model, params):
         def _species(self, system):
             return species_index(system.numbers, self.elements)
 
-        def _radial_weights(self, i, basis, senders):
+        def _radial_weights(self, i, distances, senders):
             n = self.channels * len(paths(senders, self.l_max, natural(self.l_max)))
-            return RadialMLP(self.radial_widths, n, name=f"radial_{i}")(basis)
+            layers = self._layers(i, n)
+            weights = lambda layers, *r: radial_weights(layers, self._basis(*r))
+            return with_slope(weights)(layers, *distances)
 
         def _contraction(self, i, x, species):
             hidden, n = tuple(natural(self._hidden(i))), len(self.elements)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.contractions import gather_rows
+
 Array = jax.Array | np.ndarray
 FAR = 100.0  # Å; where padded edges point: beyond any cutoff, so that envelopes and slopes are zero
 
@@ -141,7 +143,8 @@ def sum_edges(system: System, values: Array, factors: Array | None = None) -> ja
         factors = jnp.where(mask, factors, 0)
         if edges.receivers is None:
             rows = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
-            return jnp.einsum("nqc,nqm->nmc", rows(values), rows(factors))
+
+            return gather_rows(rows(factors), rows(values))
         values = jnp.einsum("eqc,eqm->emc", values, factors)
     else:
         values = jnp.where(mask, values, 0)

@@ -57,7 +57,7 @@ def test_parts_of_the_model_are_timed_and_written_as_a_table(tmp_path, capsys):
         drive.keep(line, str(tmp_path / "lines"))
     by_part = {line["part"]: line for line in lines}
     assert by_part["machine"]["gemm_gflops"] > 0 and by_part["machine"]["copy_gbytes"] > 0
-    assert {"harmonics and radial basis", "messages 0", "update 0", "readout"} <= set(by_part)
+    assert {"harmonics and distances", "messages 0", "update 0", "readout"} <= set(by_part)
     capsys.readouterr()
     table.main([tmp_path / "lines"])
     assert "| messages 0 | " in capsys.readouterr().out

@@ -13,6 +13,7 @@ LEVEL = {
     "system": 0,
     "units": 0,
     "errors": 0,
+    "contractions": 0,
     "neighbors": 1,
     "potential": 1,
     "derivatives": 1,

@@ -13,12 +13,13 @@ import pytest
 from ase import Atoms
 from numpy.testing import assert_allclose
 
+from jaxmlip.contractions import gather_rows, overlap_rows, spread_rows
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.harmonics import spherical_harmonics
 from jaxmlip.nn.interaction import StateEmbedding
 from jaxmlip.nn.linear import ChargeSpinEmbedding, Linear, SpeciesLinear, species_index
-from jaxmlip.nn.radial import RadialMLP, bessel, envelope
+from jaxmlip.nn.radial import RadialMLP, bessel, envelope, with_slope
 from jaxmlip.nn.readout import cartesian_tensor, conserve_charge, total_dipole
 from jaxmlip.nn.symmetric_contraction import (
     SymmetricContraction,
@@ -136,21 +137,77 @@ def test_convolution_is_a_sum_over_edges_of_tensor_products(flat):
     couplings = paths(x, 2, natural(2) + [(1, 1)])
     edges, shape = system.edges, system.edges.senders.shape
     harmonics = [jnp.asarray(rng.normal(size=(*shape, 2 * l + 1))) for l in range(3)]
-    weights = rng.normal(size=(*shape, sum(channels[c[0]] for c in couplings)))
+    weights = [rng.normal(size=(*shape, channels[sender])) for sender, _, _ in couplings]
     out = convolve(system, to_edges(system, x), harmonics, weights, couplings)
-    expected, start = {}, 0
-    for sender, l, target in couplings:
-        stop = start + channels[sender]
+    expected: dict = {}
+    for weight, (sender, l, target) in zip(weights, couplings, strict=True):
         message = np.zeros((4, 2 * target[0] + 1, channels[sender]))
         for e in zip(*np.nonzero(edges.mask), strict=True):
             receiver = edges.receivers[e] if flat else e[0]
             y = np.repeat(np.asarray(harmonics[l])[e][:, None], channels[sender], 1)
             product = tensor_product(x[sender][edges.senders[e]], y, target[0])
-            message[receiver] += weights[e][start:stop] * product
+            message[receiver] += weight[e] * product
         expected.setdefault(target, []).append(message)
-        start = stop
     for key, parts in expected.items():
         assert_allclose(out[key], np.concatenate(parts, -1), atol=1e-12)
+
+
+PRODUCTS = {
+    "nqm,nqc->nmc": (gather_rows, (2, 5, 3), (2, 5, 4)),
+    "nqm,nmc->nqc": (spread_rows, (2, 5, 3), (2, 3, 4)),
+    "nqc,nmc->nqm": (overlap_rows, (2, 5, 4), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("formula", PRODUCTS)
+def test_batched_products_and_their_derivatives_are_those_of_the_einsum(formula):
+    product, *shapes = PRODUCTS[formula]
+    rng = np.random.default_rng(8)
+    x, y = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+    plain = lambda x, y: jnp.einsum(formula, x, y)
+    assert_allclose(product(x, y), plain(x, y), atol=1e-13)
+    # the cube: third derivatives do not vanish; forward over reverse over reverse
+    energy = lambda f: lambda x, y: (f(x, y) ** 3).sum()
+    second = lambda f: jax.grad(lambda x, y: (jax.grad(energy(f))(x, y) ** 2).sum(), (0, 1))
+    third = lambda f: jax.jvp(second(f), (x, y), (x + 1.0, y - 1.0))
+    for a, b in zip(jax.tree.leaves(third(product)), jax.tree.leaves(third(plain)), strict=True):
+        assert_allclose(a, b, rtol=1e-11)
+    xs = jnp.stack([x, 2 * x, x - 1], axis=-1)
+    over_x = lambda f: jax.vmap(jax.grad(energy(f), (0, 1)), (-1, None))(xs, y)
+    for a, b in zip(over_x(product), over_x(plain), strict=True):
+        assert_allclose(a, b, rtol=1e-12)
+
+
+def test_precision_asked_for_reaches_the_products():
+    x, y = jnp.ones((1, 2, 3), jnp.float32), jnp.ones((1, 2, 4), jnp.float32)
+    gradient = jax.grad(lambda x, y: (gather_rows(x, y) ** 2).sum())
+
+    def asked(x, y):
+        with jax.default_matmul_precision("highest"):
+            return gradient(x, y)
+
+    text = jax.jit(asked).lower(x, y).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
+
+
+def test_slopes_carried_beside_values_are_the_derivatives():
+    rng = np.random.default_rng(9)
+    r, bond = jnp.asarray(rng.uniform(0.5, 3, 6)), jnp.asarray(rng.uniform(1, 2, 6))
+    weights = jnp.asarray(rng.normal(size=(4, 5)))
+
+    def plain(weights, r, bond):
+        basis = bessel(r * bond, 5.0, 4)
+        return [jnp.tanh(basis @ weights), (basis @ weights) ** 2]
+
+    def third(f):
+        energy = lambda *x: sum((y**2).sum() for y in f(*x))
+        first = lambda *x: sum((g**2).sum() for g in jax.grad(energy, (0, 1, 2))(*x))
+        return jax.jvp(jax.grad(first, (0, 1, 2)), (weights, r, bond), (weights, r + 1, bond))
+
+    expected, found = jax.tree.leaves(third(plain)), jax.tree.leaves(third(with_slope(plain)))
+    for a, b in zip(found, expected, strict=True):
+        assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max())
 
 
 def test_paths_obey_the_triangle_and_parity():

@@ -29,7 +29,19 @@ from jaxmlip.nn.linear import (
     SpeciesLinear,
     species_index,
 )
-from jaxmlip.nn.radial import RadialMLP, agnesi, bessel, chebyshev, envelope, gaussians, soft
+from jaxmlip.nn.radial import (
+    RadialMLP,
+    agnesi,
+    bessel,
+    chebyshev,
+    envelope,
+    gaussians,
+    perceptron,
+    radial_weights,
+    soft,
+    split_last,
+    with_slope,
+)
 from jaxmlip.nn.readout import (
     ScalarReadout,
     energy_prediction,
@@ -152,15 +164,24 @@ class MACE(nn.Module):
         return self.scale * energies + self.shift
 
     def _edges(self, system, species):
-        """Harmonics, radial basis [edge, n_radial], and the envelope [edge, 1] of the weights."""
+        """Harmonics, and (r [edge],), or (r, bond) where a bond length transforms distances."""
         vectors = edge_vectors(system)
         r = jnp.linalg.norm(vectors, axis=-1)
-        smooth = envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)[..., None]
         harmonics = spherical_harmonics(vectors / r[..., None], self.l_max)
-        basis = self._basis(self._transformed(system, species, r))
-        return (harmonics, basis, smooth) if self.cut_weights else (harmonics, basis * smooth, None)
+        if not self.agnesi and not self.soft:
+            return harmonics, (r,)
+        radii = np.asarray(self.covalent_radii)
+        return harmonics, (r, of_pairs(system, species, np.add.outer(radii, radii), r.dtype))
 
-    def _basis(self, r):
+    def _smooth(self, r):
+        return envelope(r, self.cutoff, p=self.envelope_p, smoothness=self.smoothness)[..., None]
+
+    def _basis(self, r, bond=None):
+        """Radial basis [edge, n_radial]; with its envelope, unless that multiplies the weights."""
+        basis = self._functions(r if bond is None else self._transformed(r, bond))
+        return basis if self.cut_weights else basis * self._smooth(r)
+
+    def _functions(self, r):
         if self.radial_basis != "bessel":
             return {"gaussian": gaussians, "chebyshev": chebyshev}[self.radial_basis](
                 r, self.cutoff, self.n_radial
@@ -168,22 +189,18 @@ class MACE(nn.Module):
         frequencies = jnp.asarray(self.frequencies) if self.frequencies else None
         return bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
 
-    def _transformed(self, system, species, r):
-        if not self.agnesi and not self.soft:
-            return r
+    def _transformed(self, r, bond):
         if self.agnesi and self.soft:
             raise UsageError(
                 "distances are transformed by agnesi or by soft, not both", where="MACE"
             )
-        radii = np.asarray(self.covalent_radii)
-        bond = of_pairs(system, species, np.add.outer(radii, radii), r.dtype)
         return agnesi(r, bond / 2, *self.agnesi) if self.agnesi else soft(r, bond, self.soft)
 
     def _layer(self, i, system, features, species, edges, table):
         x, density = self._messages(i, system, features, species, edges, table)
         update = self._update(i, features)
         numbers = 16 * self.channels * (self.l_max + 1) ** 2  # of a forward and a backward pass
-        rows = block_rows(species.shape[0], numbers * edges[1].dtype.itemsize)
+        rows = block_rows(species.shape[0], numbers * edges[0][0].dtype.itemsize)
         return in_blocks(lambda row: update(*row), (x, density, features, species), rows=rows)
 
     def _update(self, i, features):
@@ -234,23 +251,26 @@ class MACE(nn.Module):
         sent = up(features)
         mixed = tuple(self._mixed_channels().items())
         mix = Linear(mixed, name=f"message_{i}").function(fan_in(couplings, sent))
-        harmonics, basis, smooth = edges
+        harmonics, distances = edges
         n_weights = sum(sizes[sender] for sender, _, _ in couplings)
-        if table is not None and self._plain() and few_species(system, len(self.elements)):
+        edges = (system, harmonics)
+        few = table is not None and not self.gated and not self.cut_weights
+        if few and few_species(system, len(self.elements)):
             table = up(table)[0, 1][:, 0]
-            radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")
-            layers = radial.layers(self.n_radial)
-            edges = (system, harmonics, basis, couplings)
-            x = species_messages(*edges, table, species, radial=layers, mix=mix)
-            return x, self._density(i, system, species, basis, smooth)
-        radial, inputs = self._radial(i, n_weights, system, species, basis, smooth)
-        edges = (system, harmonics, inputs, couplings)
-        x = messages(*edges, sent, radial=radial, mix=mix)
-        return x, self._density(i, system, species, basis, smooth)
+            hidden, last = self._layers(i, n_weights)
+            some = with_slope(lambda hidden, *r: perceptron(hidden, self._basis(*r)))
+            radial = lambda r: some(hidden, *r), last
+            x = species_messages(
+                *edges, distances, couplings, table, species, radial=radial, mix=mix
+            )
+        else:
+            by_path = [sizes[sender] for sender, _, _ in couplings]
+            radial, inputs = self._radial(i, by_path, system, species, distances)
+            x = messages(*edges, inputs, couplings, sent, radial=radial, mix=mix)
+        return x, self._density(i, system, species, distances)
 
-    def _plain(self):
-        """Whether weights are a matrix times functions of the distance alone."""
-        return not (self.gated or self.cut_weights)
+    def _layers(self, i, n_weights):
+        return RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}").layers(self.n_radial)
 
     def _edge_channels(self, i, features):
         """{key: channels} of what is sent."""
@@ -264,32 +284,33 @@ class MACE(nn.Module):
         c = self.channels
         return {k: c * (1 + self.l_max * (self.gated and k[0] == 0)) for k in natural(self.l_max)}
 
-    def _radial(self, i, n_weights, system, species, basis, smooth):
-        """A function from inputs [edge, n] to weights [edge, n_weights], and its inputs."""
-        n, name = self.n_radial, f"radial_{i}"
-        if self._plain():
-            return RadialMLP(self.radial_widths, n_weights, name=name).function(n), basis
-        if self.gated:
-            mlp = SpeciesMLP(self.radial_widths, n_weights, len(self.elements), name=name)
-            shift, weights = mlp.functions(n)
-            basis = jnp.concatenate([basis, shift(system, species, basis.dtype)], -1)
-            plain = lambda x: weights(x[..., :n], x[..., n:])
-        else:
-            plain = RadialMLP(self.radial_widths, n_weights, name=name).function(n)
-        if not self.cut_weights:
-            return plain, basis
-        return lambda x: plain(x[..., :-1]) * x[..., -1:], jnp.concatenate([basis, smooth], -1)
+    def _radial(self, i, sizes, system, species, distances):
+        """A function from inputs (arrays [edge, ...]) to weights, [edge, size] each; its inputs."""
+        cut = self._smooth if self.cut_weights else lambda r: 1.0
+        if not self.gated:
+            layers = self._layers(i, sum(sizes))
+            weights = with_slope(
+                lambda layers, *r: split_last(
+                    radial_weights(layers, self._basis(*r)) * cut(r[0]), sizes
+                )
+            )
+            return lambda r: weights(layers, *r), distances
+        mlp = SpeciesMLP(self.radial_widths, sum(sizes), len(self.elements), name=f"radial_{i}")
+        shift, weights = mlp.functions(self.n_radial)
+        inputs = (distances, shift(system, species, distances[0].dtype))
+        return lambda x: split_last(weights(self._basis(*x[0]), x[1]) * cut(x[0][0]), sizes), inputs
 
-    def _density(self, i, system, species, basis, smooth):
+    def _density(self, i, system, species, distances):
         """Weighted number of neighbours, [n_atoms, 1], or None where nothing needs it."""
-        if self.gated:
-            mlp = SpeciesMLP((DENSITY_WIDTH,), 1, len(self.elements), name=f"density_{i}")
-            shift, weights = mlp.functions(self.n_radial)
-            y = weights(basis, shift(system, species, basis.dtype))
-            return sum_densities(system, y, smooth)
-        if self.density:
+        if not self.gated and not self.density:
+            return None
+        basis, r = self._basis(*distances), distances[0]
+        smooth = self._smooth(r) if self.cut_weights else None
+        if self.density and not self.gated:
             return Density(name=f"density_{i}")(system, basis, smooth)
-        return None
+        mlp = SpeciesMLP((DENSITY_WIDTH,), 1, len(self.elements), name=f"density_{i}")
+        shift, weights = mlp.functions(self.n_radial)
+        return sum_densities(system, weights(basis, shift(system, species, basis.dtype)), smooth)
 
     def _hidden(self, i):
         """Degree of the features after layer i: the last keeps only what is read out."""

@@ -25,7 +25,16 @@ from jaxmlip.nn.linear import (
     of_species,
     species_index,
 )
-from jaxmlip.nn.radial import SILU_GAIN, TANH_GAIN, RadialMLP, bessel, envelope
+from jaxmlip.nn.radial import (
+    SILU_GAIN,
+    TANH_GAIN,
+    RadialMLP,
+    bessel,
+    envelope,
+    radial_weights,
+    split_last,
+    with_slope,
+)
 from jaxmlip.nn.readout import ScalarReadout, energy_prediction, response_predictions
 from jaxmlip.nn.tensor_product import fan_in, messages, natural, order, paths
 from jaxmlip.system import System, edge_vectors
@@ -74,10 +83,10 @@ class NequIP(nn.Module):
         if self.dipole and not self.reflections:
             raise UsageError("a dipole needs reflections", where="NequIP")
         species, known = species_index(system.numbers, self.elements)
-        harmonics, basis = self._edges(system)
+        edges = self._edges(system)
         features = self._embedding(system, species)
         for i in range(self.n_layers):
-            features = self._layer(i, system, features, species, harmonics, basis)
+            features = self._layer(i, system, features, species, edges)
         energies = self._energies(features, species)
         return energy_prediction(system, energies, known) | response_predictions(
             system,
@@ -94,10 +103,14 @@ class NequIP(nn.Module):
         frequencies = jnp.arange(1.0, self.n_radial + 1)
         if self.trainable_basis:
             frequencies = self.param("frequencies", lambda _: frequencies)
-        basis = bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
         directions = vectors if self.solid_harmonics else vectors / r[..., None]
-        harmonics = spherical_harmonics(directions, self.l_max)
-        return harmonics, basis * self._envelope(r)[..., None]
+        return spherical_harmonics(directions, self.l_max), frequencies, r
+
+    def _weights(self, parameters, r):
+        """Radial weights [edge, n] of distances; parameters: (frequencies, layers)."""
+        frequencies, layers = parameters
+        basis = bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
+        return radial_weights(layers, basis * self._envelope(r)[..., None])
 
     def _envelope(self, r):
         if self.switch_from:
@@ -112,18 +125,21 @@ class NequIP(nn.Module):
             x = x + ChargeSpinEmbedding(c, name="charge_spin")(system)[:, None, :]
         return {(0, 1): x.astype(system.positions.dtype)}
 
-    def _layer(self, i, system, features, species, harmonics, basis):
+    def _layer(self, i, system, features, species, edges):
         couplings = self._paths(features, self._targets(i))
         same = tuple((key, x.shape[-1]) for key, x in features.items())
         up = Linear(same, bias=self.bias, name=f"up_{i}")(features)
         sizes = fan_in(couplings, features)
         out = self._with_gates(sizes)
         linear = Linear(out, bias=self.bias, name=f"message_{i}").function(sizes)
-        n_weights = sum(dict(same)[sender] for sender, _, _ in couplings)
-        radial = RadialMLP(self.radial_widths, n_weights, name=f"radial_{i}")
-        radial = radial.function(self.n_radial)
+        sizes = [dict(same)[sender] for sender, _, _ in couplings]
+        layers = RadialMLP(self.radial_widths, sum(sizes), name=f"radial_{i}")
+        layers = layers.layers(self.n_radial)
+        harmonics, frequencies, r = edges
+        weights = with_slope(lambda layers, r: split_last(self._weights(layers, r), sizes))
+        radial = lambda r: weights((frequencies, layers), r)
         mix = lambda x: linear({k: v / sqrt(self.avg_num_neighbors) for k, v in x.items()})
-        x = messages(system, harmonics, basis, couplings, up, radial=radial, mix=mix)
+        x = messages(system, harmonics, r, couplings, up, radial=radial, mix=mix)
         skip = self._skip(i, out, features, species)
         x = {key: v + skip[key] if key in skip else v for key, v in x.items()}
         return gate(EquivariantNorm(name=f"norm_{i}")(x) if self.layer_norm else x)

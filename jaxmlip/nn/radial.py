@@ -68,6 +68,50 @@ def soft(r, r0, steepness: float):
     return low + (r - low) * 0.5 * (1 + jnp.tanh(slope * (r - (low + high) / 2)))
 
 
+def with_slope(function):
+    """function(weights, r [...], *others) -> arrays [..., n], with slopes in r beside the values.
+
+    `others` are arrays of the shape of r. A derivative in r is then a product with a number for
+    each value, in every order and both modes, where it would be a pass through `function`: second
+    derivatives of wide functions of a distance cost next to nothing. Derivatives in the weights
+    and in `others` are those of the function.
+    """
+
+    @jax.custom_jvp
+    def value(weights, r, *others):
+        return function(weights, r, *others)
+
+    def rule(primals, tangents):
+        weights, r, *others = primals
+        d_weights, dr, *d_others = tangents
+        out, rest = value(*primals), (d_weights, d_others)
+        moved = jax.tree.map(jnp.zeros_like, out)
+        if not _is_zero(dr):
+            moved = jax.tree.map(lambda x: dr[..., None] * x, slope(*primals))
+        if not all(map(_is_zero, jax.tree.leaves(rest))):
+            at_r = lambda weights, others: function(weights, r, *others)
+            more = jax.jvp(at_r, (weights, others), jax.tree.map(_instantiate, rest))[1]
+            moved = jax.tree.map(jnp.add, moved, more)
+        return out, moved
+
+    def slope(weights, r, *others):
+        along = lambda weights, r, *others: jax.jvp(
+            lambda r: function(weights, r, *others), (r,), (jnp.ones_like(r),)
+        )[1]
+        return with_slope(along)(weights, r, *others)
+
+    value.defjvp(rule, symbolic_zeros=True)
+    return value
+
+
+def _is_zero(tangent) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiate(tangent):
+    return jnp.zeros(tangent.shape, tangent.dtype) if _is_zero(tangent) else tangent
+
+
 class RadialMLP(nn.Module):
     """Radial basis [..., n] -> weights [..., n_out]; no bias, so zero basis gives zero weight."""
 
@@ -87,11 +131,22 @@ class RadialMLP(nn.Module):
 
     def function(self, n_in: int):
         """The map itself, basis -> weights, for a basis of n_in functions."""
-        hidden, last = self.layers(n_in)
-        return lambda basis: matrix_product(perceptron(hidden, basis), last)
+        layers = self.layers(n_in)
+        return lambda basis: radial_weights(layers, basis)
 
     def __call__(self, basis):
         return self.function(basis.shape[-1])(basis)
+
+
+def radial_weights(layers, basis):
+    """(hidden matrices, last matrix), basis [..., n] -> weights [..., n_out]."""
+    hidden, last = layers
+    return matrix_product(perceptron(hidden, basis), last)
+
+
+def split_last(x, sizes) -> list:
+    """[..., sum of sizes] -> [..., size] for each; one operation (its gradient is one, too)."""
+    return jax.lax.split(x, sizes, axis=x.ndim - 1)
 
 
 def perceptron(layers, x):

@@ -11,6 +11,7 @@ from itertools import combinations_with_replacement
 from math import factorial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -195,7 +196,9 @@ def _term_by_term(settings):
     values = polynomial_map(polynomials, (settings.l_max + 1) ** 2)
 
     def evaluate(x, weights):
-        columns = lambda array: [array[:, i] for i in range(array.shape[1])]
+        # one split: the gradient of a slice each would pad each to the whole array
+        split = lambda array: jax.lax.split(array, [1] * array.shape[1], axis=1)
+        columns = lambda array: [column[:, 0] for column in split(array)]
         rows = iter(values(columns(x), columns(weights)))
         return {
             t: jnp.stack([next(rows) for _ in range(2 * t[0] + 1)], 1) for t in settings.targets

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxmlip.nn.blocks import MEMORY, block_rows, in_blocks
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
-from jaxmlip.nn.radial import perceptron
 from jaxmlip.system import System, sum_edges, to_edges, with_ghosts
 
 Key = tuple[int, int]  # degree l, parity p
@@ -58,47 +57,49 @@ def few_species(system: System, n_species: int) -> bool:
     return per_receiver and 4 * n_species <= k
 
 
-def messages(system: System, harmonics, basis, couplings, features, *, radial, mix) -> dict:
+def messages(system: System, harmonics, inputs, couplings, features, *, radial, mix) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics), mixed.
 
-    features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], basis [edge, n_radial];
-    radial: basis -> weights [edge, sum over paths of c], mix: what becomes of the sums of an atom
-    (it is computed with them). Radial weights and products are large for every edge, so they are
-    made in blocks of atoms (`nn.blocks`), and with flat edges all at once.
+    features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1]; radial: inputs (arrays
+    [edge, ...]) -> weights, a list of [edge, c] for the paths; mix: what becomes of the sums of
+    an atom (it is computed with them). Radial weights and products are large for every edge, so
+    they are made in blocks of atoms (`nn.blocks`), and with flat edges all at once.
     """
     nodes = with_ghosts(system, {key: features[key] for key in {c[0] for c in couplings}})
 
     def some(rows):
-        edges, sent, harmonics, basis = rows
+        edges, sent, harmonics, inputs = rows
         part = replace(system, edges=edges)
-        return mix(convolve(part, sent, harmonics, radial(basis), couplings))
+        return mix(convolve(part, sent, harmonics, radial(inputs), couplings))
 
     def gathered(rows):
-        edges, harmonics, basis = rows
+        edges, harmonics, inputs = rows
         sent = to_edges(replace(system, edges=edges), nodes)
-        return in_blocks(some, (edges, sent, harmonics, basis), rows=inner)
+        return in_blocks(some, (edges, sent, harmonics, inputs), rows=inner)
 
     edges = replace(system.edges, halo=None)
     n, k = edges.senders.shape[0], edges.senders.shape[-1]
     inner = outer = n
     if edges.receivers is None:
-        width = lambda key: features[key].shape[-1] * basis.dtype.itemsize * k
+        width = lambda key: features[key].shape[-1] * harmonics[0].dtype.itemsize * k
         inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
         # each block's backward pass adds to the features of all atoms: few blocks
         sent = sum((2 * s[0] + 1) * width(s) for s in nodes)
         outer = block_rows(n, sent, limits=MEMORY, most=32)
-    return in_blocks(gathered, (edges, harmonics, basis), rows=outer)
+    return in_blocks(gathered, (edges, harmonics, inputs), rows=outer)
 
 
-def species_messages(system: System, harmonics, basis, couplings, table, species, *, radial, mix):
+def species_messages(system: System, harmonics, inputs, couplings, table, species, *, radial, mix):
     """`messages` of scalars that depend only on the species, table [n_species, c], exactly.
 
-    The radial weights end in a matrix, radial = (matrices before, last), so neighbours can be
-    summed first, species by species, into a density without channels. Per-receiver edges only.
+    The radial weights end in a matrix, radial = (inputs -> [edge, hidden], last matrix), so
+    neighbours can be summed first, species by species, into a density without channels.
+    Per-receiver edges only.
     """
-    hidden, last = radial  # matrices
-    onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=basis.dtype))
-    last = last.astype(basis.dtype) / sqrt(len(last))
+    hidden, last = radial
+    dtype = harmonics[0].dtype
+    onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=dtype))
+    last = last.astype(dtype) / sqrt(len(last))
     by_path = jax.lax.split(last, [table.shape[1]] * len(couplings), axis=1)
     products = {
         target: (l, (table[:, None, :] * w).reshape(-1, w.shape[-1]))
@@ -106,9 +107,9 @@ def species_messages(system: System, harmonics, basis, couplings, table, species
     }
 
     def some(rows):
-        edges, harmonics, basis = rows
+        edges, harmonics, inputs = rows
         part = replace(system, edges=edges)
-        sent, radials = to_edges(part, onehot), perceptron(hidden, basis)[..., None, :]
+        sent, radials = to_edges(part, onehot), hidden(inputs)[..., None, :]
         out = {}
         for target, (l, product) in products.items():
             factors = jnp.einsum("nkm,nkz->nkmz", harmonics[l], sent)
@@ -120,22 +121,20 @@ def species_messages(system: System, harmonics, basis, couplings, table, species
     edges = replace(system.edges, halo=None)
     n, k = edges.senders.shape
     numbers = k * (len(table) * len(harmonics) ** 2 + 8 * last.shape[0])
-    rows = block_rows(n, numbers * basis.dtype.itemsize)
-    return in_blocks(some, (edges, harmonics, basis), rows=rows)
+    rows = block_rows(n, numbers * dtype.itemsize)
+    return in_blocks(some, (edges, harmonics, inputs), rows=rows)
 
 
 def convolve(system: System, sent, harmonics, weights, couplings) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics of the edge).
 
-    sent {key: [edge, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights
-    [edge, sum over paths of c]. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
+    sent {key: [edge, 2l+1, c]}, harmonics: list of [edge, 2l+1], weights: list of [edge, c], one
+    a path. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
     each path scaled to component normalisation (e3nn's 'uvu' product). With edges
     per receiver the reduction is one batched matrix product a path, and messages are never stored.
     """
-    sizes = [sent[sender].shape[-1] for sender, _, _ in couplings]
-    by_path = jax.lax.split(weights, sizes, axis=weights.ndim - 1)
     out: dict = {}
-    for weight, (sender, l, target) in zip(by_path, couplings, strict=True):
+    for weight, (sender, l, target) in zip(weights, couplings, strict=True):
         table = jnp.asarray(
             sqrt(2 * target[0] + 1) * clebsch_gordan(sender[0], l, target[0]), harmonics[l].dtype
         )
