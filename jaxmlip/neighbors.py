@@ -38,18 +38,31 @@ def find_edges(
 ) -> Edges:
     """The `Edges` of one structure within `cutoff` (Å).
 
-    capacity: neighbours per atom (or edges, if `flat`); default the next size of the ladder.
+    capacity: neighbours per atom (or edges, if `flat`); by default `width` of the most neighbours
+    an atom has, all other atoms in a molecule at most (edges: the next size of the ladder).
     Raises `DataError` if the structure needs more than `capacity`.
     """
     senders, receivers, shifts = neighbor_pairs(positions, cell, pbc, cutoff)
     if flat:
         return _flat(senders, receivers, shifts, len(positions), capacity)
-    return _per_receiver(senders, receivers, shifts, len(positions), capacity)
+    most = None if np.any(pbc) else max(len(positions) - 1, 1)
+    return _per_receiver(senders, receivers, shifts, len(positions), capacity, most)
 
 
-def _size(needed: int, capacity: int | None, what: str) -> int:
+def width(needed: int) -> int:
+    """The multiple of 4 (8 beyond 64, 16 beyond 128 ...) that holds so many neighbours of an atom.
+
+    Finer than the ladder: what pads every atom is computed for every atom.
+    """
+    step = 4
+    while needed > 16 * step:
+        step *= 2
+    return -(-max(needed, 1) // step) * step
+
+
+def _size(needed: int, capacity: int | None, what: str, default: int) -> int:
     if capacity is None:
-        return ladder(max(needed, 1))
+        return default
     if needed > capacity:
         raise DataError(
             f"the structure needs {needed} {what}, capacity is {capacity}",
@@ -59,7 +72,8 @@ def _size(needed: int, capacity: int | None, what: str) -> int:
 
 
 def _flat(senders, receivers, shifts, n_atoms, capacity) -> Edges:
-    extra = _size(len(senders), capacity, "edges") - len(senders)
+    size = _size(len(senders), capacity, "edges", ladder(max(len(senders), 1)))
+    extra = size - len(senders)
     last = max(n_atoms - 1, 0)
     grow = lambda x, v: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
     return Edges(
@@ -70,15 +84,17 @@ def _flat(senders, receivers, shifts, n_atoms, capacity) -> Edges:
     )
 
 
-def _per_receiver(senders, receivers, shifts, n_atoms, capacity) -> Edges:
+def _per_receiver(senders, receivers, shifts, n_atoms, capacity, most) -> Edges:
     counts = np.bincount(receivers, minlength=n_atoms)
-    width = _size(int(counts.max(initial=0)), capacity, "neighbours of one atom")
+    needed = int(counts.max(initial=0))
+    default = width(needed) if most is None else min(width(needed), most)
+    slots = _size(needed, capacity, "neighbours of one atom", default)
     column = np.arange(len(receivers)) - np.repeat(np.cumsum(counts) - counts, counts)
     out = Edges(
-        senders=np.zeros((n_atoms, width), np.int32),
+        senders=np.zeros((n_atoms, slots), np.int32),
         receivers=None,
-        shifts=np.zeros((n_atoms, width, 3), np.int32),
-        mask=np.zeros((n_atoms, width), bool),
+        shifts=np.zeros((n_atoms, slots, 3), np.int32),
+        mask=np.zeros((n_atoms, slots), bool),
     )
     out.senders[receivers, column] = senders
     out.shifts[receivers, column] = shifts

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from structures import STRUCTURES
 
-from jaxmlip.neighbors import find_edges, neighbor_pairs
+from jaxmlip.neighbors import find_edges, neighbor_pairs, width
 
 
 def brute_force(atoms, cutoff):
@@ -54,3 +55,13 @@ def test_no_atoms_and_no_edges_have_right_shapes():
     assert empty.senders.shape == (0, 1) and empty.shifts.shape == (0, 1, 3)
     lone = find_edges(np.zeros((1, 3)), np.eye(3), [False] * 3, 5.0)
     assert lone.senders.shape == (1, 1) and not lone.mask.any()
+
+
+def test_few_slots_are_wasted_on_neighbours_that_do_not_exist():
+    assert max(width(n) / n for n in range(13, 5000)) <= 1.25
+    assert len({width(n) for n in range(1, 500)}) <= 40
+    silicon = bulk("Si", cubic=True)
+    crystal = find_edges(silicon.positions, silicon.cell.array, silicon.pbc, 5.0)
+    assert crystal.senders.shape == (8, 28)  # 4 + 12 + 12 neighbours, all slots used
+    molecule = find_edges(np.eye(3), np.zeros((3, 3)), [False] * 3, 5.0)
+    assert molecule.senders.shape == (3, 2)  # never more than the other atoms
