@@ -13,26 +13,25 @@ import jax.numpy as jnp
 
 MEBI = 2**20
 CACHE = {"cpu": (12 * MEBI, 6 * MEBI)}  # bytes that are done at once, and of a block for each core
-MEMORY = {"cpu": (64 * MEBI, 16 * MEBI)}
+OUTER = 32  # blocks at most, where each costs work for all atoms
 DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device with memory of its own
 
 
-def block_rows(n_rows: int, bytes_per_row: int, *, limits=CACHE, most: int | None = None) -> int:
+def block_rows(n_rows: int, bytes_per_row: int) -> int:
     """Rows a block, out of n_rows that need `bytes_per_row` each while they are computed.
 
     All of them if together they are small. On CPU a block then stays in cache; on other devices it
-    is as large as memory comfortably allows. `most` is a limit on the number of blocks. A number
-    of rows that is not known when the program is traced is taken whole.
+    is as large as memory comfortably allows. A number of rows that is not known when the program
+    is traced is taken whole.
     """
     if not isinstance(n_rows, int):
         return n_rows
-    whole, block = limits.get(jax.default_backend(), DEVICE)
+    whole, block = CACHE.get(jax.default_backend(), DEVICE)
     if n_rows * bytes_per_row <= whole:
         return n_rows
     if jax.default_backend() == "cpu":
         block = block * cores()
-    least = 1 if most is None else -(-n_rows // most)
-    return max(least, min(n_rows, block // bytes_per_row))
+    return max(1, min(n_rows, block // bytes_per_row))
 
 
 def cores() -> int:
@@ -49,11 +48,17 @@ def in_blocks(function, arrays, *, rows: int):
     n = jax.tree.leaves(arrays)[0].shape[0]
     if rows is n or rows >= n:
         return function(arrays)
-    count = -(-n // rows)
-    rows = -(-n // count)  # equal blocks: what pads the last one would be computed in vain
+    count = _count(n, rows)
+    rows = -(-n // count)
     blocks = jax.tree.map(lambda x: _stack(x, count, rows), arrays)
     done = jax.lax.map(jax.checkpoint(function), blocks)
     return jax.tree.map(lambda x: x.reshape(count * rows, *x.shape[2:])[:n], done)
+
+
+def _count(n, rows) -> int:
+    """Number of blocks: one that divides n if a few more do; what pads them is computed, too."""
+    least = -(-n // rows)
+    return next((c for c in range(least, least + least // 2 + 1) if n % c == 0), least)
 
 
 def _stack(x, count, rows):

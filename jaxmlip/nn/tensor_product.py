@@ -6,7 +6,8 @@ from math import sqrt
 import jax
 import jax.numpy as jnp
 
-from jaxmlip.nn.blocks import MEMORY, block_rows, in_blocks
+from jaxmlip.nn import blocks
+from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.system import System, sum_edges, to_edges, with_ghosts
 
@@ -83,9 +84,8 @@ def messages(system: System, harmonics, inputs, couplings, features, *, radial, 
     if edges.receivers is None:
         width = lambda key: features[key].shape[-1] * harmonics[0].dtype.itemsize * k
         inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
-        # each block's backward pass adds to the features of all atoms: few blocks
-        sent = sum((2 * s[0] + 1) * width(s) for s in nodes)
-        outer = block_rows(n, sent, limits=MEMORY, most=32)
+        # the backward pass of each outer block adds to the features of all atoms: few of them
+        outer = max(inner, -(-n // blocks.OUTER)) if isinstance(n, int) else n
     return in_blocks(gathered, (edges, harmonics, inputs), rows=outer)
 
 
