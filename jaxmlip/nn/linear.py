@@ -83,8 +83,10 @@ def species_product(x, weights, species):
     """x [n, m, c] times the matrix of each atom's species, weights [n_species, c, d], scaled."""
     n_species, c, _ = weights.shape
     weights = weights.astype(x.dtype) / sqrt(n_species * c)
-    if n_species > 8:  # all products would cost n_species times the work
-        return jnp.einsum("nmc,ncd->nmd", x, weights[species])
+    if n_species == 1:
+        return x @ weights[0]
+    if x.shape[1] * n_species > 32:  # copies of the matrices cost less than the products with all
+        return jnp.einsum("nmc,ncd->nmd", x, of_species(weights, species))
     onehot = jax.nn.one_hot(species, n_species, dtype=x.dtype)
     every = jnp.einsum("nmc,zcd->nmzd", x, weights)
     return jnp.einsum("nmzd,nz->nmd", every, onehot)
