@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.contractions import spread_rows
+
 
 class Linear(nn.Module):
     """{key: [n, 2l+1, c]} -> {key: [n, 2l+1, channels]} for the keys in `keep` (default all).
@@ -85,8 +87,8 @@ def species_product(x, weights, species):
     weights = weights.astype(x.dtype) / sqrt(n_species * c)
     if n_species == 1:
         return x @ weights[0]
-    if x.shape[1] * n_species > 32:  # copies of the matrices cost less than the products with all
-        return jnp.einsum("nmc,ncd->nmd", x, of_species(weights, species))
+    if x.shape[1] * n_species > 8:  # copies of the matrices cost less than the products with all
+        return spread_rows(x, of_species(weights, species))
     onehot = jax.nn.one_hot(species, n_species, dtype=x.dtype)
     every = jnp.einsum("nmc,zcd->nmzd", x, weights)
     return jnp.einsum("nmzd,nz->nmd", every, onehot)
