@@ -29,6 +29,10 @@ _HOME = {
     "dipole": "derivatives",
     "polarizability": "derivatives",
     "born_charges": "derivatives",
+    "dynamical_matrix": "derivatives",
+    "sparse_hessian": "derivatives",
+    "plan_hessian": "derivatives",
+    "elastic_constants": "derivatives",
     "from_ase": "interfaces.ase",
     "to_ase": "interfaces.ase",
     "Calculator": "pretrained.calculator",
@@ -45,6 +49,7 @@ _ROOMS = (
     "train",
     "md",
     "vibrations",
+    "workflows",
     "pretrained",
 )
 __all__ = [*_HOME, "units"]

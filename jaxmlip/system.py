@@ -53,6 +53,7 @@ class System:
     spin: Array  # [n_graphs] multiplicity 2S+1
     field: Array  # [n_graphs, 3] external electric field, V/Å
     edges: Edges | None = None
+    wave: Any = None  # a `jaxmlip.derivatives.bloch.Wave` while displacements carry phases
 
     @property
     def n_atoms(self) -> int:
@@ -108,7 +109,7 @@ def edge_vectors(system: System) -> jax.Array:
         jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)),
         precision=jax.lax.Precision.HIGHEST,
     )
-    senders = with_ghosts(system, system.positions)[edges.senders]
+    senders = _sent(system, with_ghosts(system, system.positions))
     vectors = system.positions[receivers] + offsets - senders
     return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
 
@@ -118,8 +119,12 @@ def to_edges(system: System, nodes):
 
     Also for a pytree of values, which several devices then exchange in one message.
     """
-    senders = system.edges.senders
-    return jax.tree.map(lambda x: jnp.asarray(x)[senders], with_ghosts(system, nodes))
+    return jax.tree.map(lambda x: _sent(system, x), with_ghosts(system, nodes))
+
+
+def _sent(system, x):
+    x = jnp.asarray(x)
+    return x[system.edges.senders] if system.wave is None else system.wave.sent(x, system.edges)
 
 
 def at_receivers(system: System, nodes: Array) -> jax.Array:
@@ -163,7 +168,8 @@ def sum_atoms(system: System, values: Array) -> jax.Array:
     membership matrix while that is small. A value that is not finite makes its own structure NaN,
     and no other. Atoms of all devices are summed where the system is spread over several.
     """
-    return _sum_devices(system, _sum_own_atoms(system, values))
+    total = _sum_devices(system, _sum_own_atoms(system, values))
+    return total if system.wave is None else system.wave.sum(total)
 
 
 def _sum_devices(system, value):

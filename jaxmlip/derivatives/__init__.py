@@ -1,16 +1,51 @@
 """Derivatives of one energy: each takes `apply` and returns a function of (params, system)."""
 
+from jaxmlip.derivatives.bloch import (
+    dynamical_matrix,
+    dynamical_matrix_slopes,
+    dynamical_matrix_strains,
+)
+from jaxmlip.derivatives.bloch_modes import group_velocities, mode_gruneisen, phonon_frequencies
+from jaxmlip.derivatives.bloch_supercell import (
+    door_error,
+    dynamical_matrix_supercell,
+    dynamical_matrix_unrolled,
+)
+from jaxmlip.derivatives.elastic import ElasticConstants, elastic_constants
 from jaxmlip.derivatives.first import forces, predict, stress
+from jaxmlip.derivatives.lanczos import spectral_density
+from jaxmlip.derivatives.lowest import lowest_modes
+from jaxmlip.derivatives.plan import plan_hessian
+from jaxmlip.derivatives.quality import symmetrised
 from jaxmlip.derivatives.response import born_charges, dipole, polarizability
 from jaxmlip.derivatives.second import hessian, hessian_vector_product
+from jaxmlip.derivatives.sparse import sparse_hessian
+from jaxmlip.derivatives.third import cubic_force_constants
 
 __all__ = [
+    "ElasticConstants",
     "born_charges",
+    "cubic_force_constants",
     "dipole",
+    "door_error",
+    "dynamical_matrix",
+    "dynamical_matrix_slopes",
+    "dynamical_matrix_strains",
+    "dynamical_matrix_supercell",
+    "dynamical_matrix_unrolled",
+    "elastic_constants",
     "forces",
+    "group_velocities",
     "hessian",
     "hessian_vector_product",
+    "lowest_modes",
+    "mode_gruneisen",
+    "phonon_frequencies",
+    "plan_hessian",
     "polarizability",
     "predict",
+    "sparse_hessian",
+    "spectral_density",
     "stress",
+    "symmetrised",
 ]

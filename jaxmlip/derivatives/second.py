@@ -14,14 +14,10 @@ from jaxmlip.errors import UsageError
 
 def hessian_vector_product(apply):
     """(params, system, vector [n_atoms, 3]) -> d²E/drdr . vector, [n_atoms, 3]."""
-    gradient = jax.grad(total_energy(apply))
 
     def product(params, system, vector):
-        def at(positions):
-            with jax.default_matmul_precision("highest"):
-                return gradient(positions, params, system)
-
-        return jax.jvp(at, (jnp.asarray(system.positions),), (vector,))[1]
+        positions = jnp.asarray(system.positions)
+        return jax.jvp(gradient_at(apply, params, system), (positions,), (vector,))[1]
 
     return product
 
@@ -31,39 +27,75 @@ def hessian(apply, *, atoms=None, memory: float | None = None):
 
     atoms: indices (host integers) of the rows wanted, [n_rows, 3, n_atoms, 3].
     memory: bytes that the rows of one chunk may use; fewer rows at a time need less of it. By
-    default 2e8 on CPU, where small chunks that stay in cache are faster, 2e9 elsewhere.
-    The result is not symmetrised: its asymmetry is a check. Hessian of a batch is block diagonal.
+    default 2e8 on CPU, where small chunks that stay in cache are faster, 2e9 elsewhere. This is a
+    count made while tracing; `plan_hessian` asks the compiler and keeps a limit on everything.
+    The result is not symmetrised: its asymmetry is a check (`symmetrised`). Hessian of a batch is
+    block diagonal.
     """
-    gradient = jax.grad(total_energy(apply))
-    if memory is None:
-        memory = 2e8 if jax.default_backend() == "cpu" else 2e9
 
     def hessian_of(params, system):
-        positions = jnp.asarray(system.positions)
-        n = system.n_atoms
-
-        def at(r):
-            with jax.default_matmul_precision("highest"):  # TF32 ruins curvature
-                return gradient(r, params, system)
-
-        rows = np.arange(n) if atoms is None else np.atleast_1d(np.asarray(atoms))
-        _check_rows(rows, n)
-        columns = (3 * rows[:, None] + np.arange(3)).reshape(-1)
-        _, linear = jax.linearize(at, positions)
-        chunk = rows_at_once(at, positions, memory, len(columns))
-
-        def row(column):
-            unit = jnp.zeros(3 * n, positions.dtype).at[column].set(1)
-            return linear(unit.reshape(n, 3))
-
-        # whole chunks of equal size: a remainder would compile the linear map a second time
-        count = -(-len(columns) // chunk)
-        chunk = -(-len(columns) // count)
-        padded = np.resize(columns, (count, chunk))
-        out = jax.lax.map(jax.vmap(row), jnp.asarray(padded))
-        return out.reshape(-1, 3 * n)[: len(columns)].reshape(len(rows), 3, n, 3)
+        positions, at = jnp.asarray(system.positions), gradient_at(apply, params, system)
+        rows = chosen(atoms, system.n_atoms)
+        limit = chunk_memory() if memory is None else memory
+        return rows_of(at, positions, rows, rows_at_once(at, positions, limit, 3 * len(rows)))
 
     return hessian_of
+
+
+def gradient_at(apply, params, system):
+    """dE/dr as a function of positions, in full matrix precision: TF32 ruins curvature."""
+    gradient = jax.grad(total_energy(apply))
+
+    def at(positions):
+        with jax.default_matmul_precision("highest"):
+            return gradient(positions, params, system)
+
+    return at
+
+
+def rows_of(function, positions, rows, chunk: int):
+    """Jacobian of `function` [n_atoms, 3] -> [n_atoms, 3] along the `rows` of positions.
+
+    [n_rows, 3, n_atoms, 3]: first the atom that moves, then what it changes; `chunk` directions
+    at a time.
+    """
+    n = len(positions)
+    _, linear = jax.linearize(function, positions)
+
+    def row(column):
+        return linear(jnp.zeros(3 * n, positions.dtype).at[column].set(1).reshape(n, 3))
+
+    columns = (3 * np.asarray(rows)[:, None] + np.arange(3)).reshape(-1)
+    return in_chunks(row, columns, chunk).reshape(len(rows), 3, n, 3)
+
+
+def in_chunks(function, items, chunk: int):
+    """function of every item of an array [n, ...], `chunk` at a time: a pytree of [n, ...].
+
+    Whole chunks of equal size: a remainder would compile the function a second time.
+    """
+    n = len(items)
+    count = -(-n // whole_chunk(n, chunk))
+    chunk = -(-n // count)
+    if chunk == 1:
+        return jax.lax.map(function, jnp.asarray(items))
+    padded = jnp.resize(jnp.asarray(items), (count, chunk, *items.shape[1:]))
+    out = jax.lax.map(jax.vmap(function), padded)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
+
+
+def whole_chunk(n: int, chunk: int) -> int:
+    """The largest divisor of n up to `chunk`, if that is at least half of it; else `chunk`.
+
+    With a divisor nothing is computed in vain, and the result is not copied to cut the excess.
+    """
+    divisors = [k for k in range(-(-chunk // 2), chunk + 1) if n % k == 0]
+    return divisors[-1] if divisors else chunk
+
+
+def chunk_memory() -> float:
+    """Bytes for the rows of one chunk beyond which larger chunks are not faster."""
+    return 2e8 if jax.default_backend() == "cpu" else 2e9
 
 
 def rows_at_once(function, argument, memory: float, n_rows: int) -> int:
@@ -88,9 +120,12 @@ def _bytes(jaxpr) -> int:
     return total
 
 
-def _check_rows(rows, n):
+def chosen(atoms, n_atoms: int):
+    """The rows asked for as host integers; all for None. Raises `IndexError` for others."""
+    rows = np.arange(n_atoms) if atoms is None else np.atleast_1d(np.asarray(atoms))
     if not len(rows):
         raise UsageError("atoms is empty: no rows are asked for", where="hessian")
-    outside = rows[(rows < 0) | (rows >= n)]
+    outside = rows[(rows < 0) | (rows >= n_atoms)]
     if len(outside):  # JAX would clamp the index without a word
-        raise IndexError(f"atoms holds atom {outside[0]}, the system has atoms 0 to {n - 1}")
+        raise IndexError(f"atoms holds atom {outside[0]}, the system has atoms 0 to {n_atoms - 1}")
+    return rows
