@@ -1,13 +1,15 @@
-"""Relaxation of positions: a minimiser in compiled blocks, neighbours renewed between them.
+"""Relaxation: a minimiser in compiled blocks, neighbours renewed between them.
 
 A block runs on the device over one edge list that holds all pairs within cutoff + skin. It ends
-before an atom has moved more than skin / 2 from where the list was made, so no pair is ever missed.
-The host then renews the list. What went wrong on the device is a flag, raised here.
+before a pair that is not listed can have come within the cutoff, so no pair is ever missed. The
+host then renews the list. What went wrong on the device is a flag, raised here. The loop does not
+know what it moves: `Coordinates` say so, positions here, positions and cell in `md.cell`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +29,32 @@ class RelaxInfo:
     converged: bool
     n_steps: int  # evaluations of energy and forces
     fmax: float  # eV/Å, largest norm of the force on a free atom
-    energy: float  # eV
+    energy: float  # eV; with a pressure the enthalpy E + pV
     reason: str  # why it ended, in words
+    stress: float | None = None  # eV/Å³, largest free component of stress + pressure; None: no cell
+
+
+class Coordinates(NamedTuple):
+    """What is moved, as pure functions of the minimiser's array [n, 3] and the system."""
+
+    # (apply, params, system, trial, aim) -> energy, forces like trial, fmax, stress
+    evaluate: Callable
+    slack: Callable  # (trial, start, aim) -> Å that are left before a pair could be missed
+    place: Callable  # (system, trial, aim) -> the system moved to trial
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """Where a relaxation shall end, and the numbers that its coordinates need."""
+
+    fmax: Array  # eV/Å
+    stress: Array  # eV/Å³
+    patience: Array
+    cutoff: Array  # Å, of the potential
+    skin: Array  # Å
+    held: Array  # [n_atoms] bool
+    data: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +63,15 @@ class Progress:
     """What the loop knows: the best structure so far and whether anything broke."""
 
     n_steps: Array  # evaluations
-    positions: Array  # [n_atoms, 3] of the best structure
+    trial: Array  # [n, 3] coordinates of the best structure
     energy: Array  # eV, of the best structure
     lowest: Array  # eV, of all: equal to `energy` within rounding
     fmax: Array  # eV/Å, of the best structure
+    stress: Array  # eV/Å³, of the best structure
+    distance: Array  # the larger of fmax and stress as parts of what is aimed at
     idle: Array  # evaluations since it got better
     finite: Array  # False after an energy or force that is not finite
-    broken: Array  # [n_atoms] atoms whose force was not finite
+    broken: Array  # [n] rows whose force was not finite
 
 
 def relax(
@@ -71,35 +99,79 @@ def relax(
     float32 that is the floor of rounding. Symmetric starts stay symmetric and may end at a
     saddle: look at the modes. Raises `NumericalError` for energies or forces that are not finite.
     """
-    if system.n_graphs != 1:
-        raise UsageError(f"relax takes one structure, got a batch of {system.n_graphs}")
+    check_single(system)
+    aim = Aim(
+        fmax=fmax,
+        stress=np.inf,
+        patience=patience,
+        cutoff=potential.cutoff,
+        skin=skin,
+        held=held_atoms(system, fixed),
+    )
+    return minimise(
+        potential,
+        params,
+        system,
+        jnp.asarray(system.positions),
+        POSITIONS,
+        aim,
+        steps=steps,
+        method=method,
+        report=report,
+        neighbors=neighbors,
+        block=block,
+    )
+
+
+def minimise(
+    potential,
+    params,
+    system,
+    trial,
+    coordinates: Coordinates,
+    aim: Aim,
+    *,
+    steps: int,
+    method: Minimizer | None,
+    report: Callable | None,
+    neighbors: Callable | None,
+    block: int,
+) -> tuple[System, RelaxInfo]:
+    """The host loop of every relaxation, from `trial`: blocks, new edges, reports, the end."""
     method = method or lbfgs()
-    neighbors = neighbors or partial(edges_within, cutoff=potential.cutoff + skin)
-    held = ~np.asarray(system.atom_mask)
-    if fixed is not None:
-        held = held | np.asarray(fixed, bool)
-    state, progress = method.init(system.positions), _start(system)
-    limits = {"fmax": fmax, "moved": skin / 2, "steps": steps, "patience": patience}
+    neighbors = neighbors or partial(edges_within, cutoff=float(aim.cutoff + aim.skin))
+    state, progress = method.init(trial), _start(trial)
     while True:
-        system = neighbors(replace(system, positions=np.asarray(state.trial)))
+        system = neighbors(coordinates.place(system, state.trial, aim))
         until = min(int(progress.n_steps) + block, steps)
         state, progress = _run_block(
             params,
             system,
             state,
             progress,
-            held,
-            limits,
+            aim,
             until,
             apply=potential.apply,
             step=method.step,
+            coordinates=coordinates,
         )
-        info = _info(progress, limits)
-        _raise_if_broken(progress)
+        info = _info(progress, aim)
+        _raise_if_broken(progress, system.n_atoms)
         if report is not None:
             report(info)
-        if info.converged or info.n_steps >= steps or progress.idle >= patience:
-            return neighbors(replace(system, positions=np.asarray(progress.positions))), info
+        if info.converged or info.n_steps >= steps or progress.idle >= aim.patience:
+            return neighbors(coordinates.place(system, progress.trial, aim)), info
+
+
+def check_single(system) -> None:
+    if system.n_graphs != 1:
+        raise UsageError(f"relax takes one structure, got a batch of {system.n_graphs}")
+
+
+def held_atoms(system, fixed):
+    """[n_atoms] True for padding and for atoms that are fixed."""
+    held = ~np.asarray(system.atom_mask)
+    return held if fixed is None else held | np.asarray(fixed, bool)
 
 
 def edges_within(system: System, *, cutoff: float) -> System:
@@ -116,30 +188,50 @@ def edges_within(system: System, *, cutoff: float) -> System:
     return pad(found, n_atoms=system.n_atoms, **{"n_edges" if flat else "n_neighbors": width})
 
 
-@partial(jax.jit, static_argnames=("apply", "step"))
-def _run_block(params, system, state, progress, held, limits, until, *, apply, step):
-    """Steps until converged, stuck, broken, `until` evaluations, or atoms have left the skin."""
-    evaluate = jax.value_and_grad(total_energy(apply))
-    start = jnp.asarray(system.positions)
+# --- positions alone -----------------------------------------------------------------------------
+
+
+def _evaluate(apply, params, system, trial, aim):
+    energy, gradient = jax.value_and_grad(total_energy(apply))(trial, params, system)
+    forces = jnp.where(aim.held[:, None], 0, -gradient)
+    return energy, forces, jnp.linalg.norm(forces, axis=-1).max(), jnp.zeros((), forces.dtype)
+
+
+def _slack(trial, start, aim):
+    return aim.skin / 2 - jnp.linalg.norm(trial - start, axis=-1).max()
+
+
+def _place(system, trial, aim):
+    return replace(system, positions=np.asarray(trial))
+
+
+POSITIONS = Coordinates(_evaluate, _slack, _place)
+
+
+# --- on the device -------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("apply", "step", "coordinates"))
+def _run_block(params, system, state, progress, aim, until, *, apply, step, coordinates):
+    """Steps until converged, stuck, broken, `until` evaluations, or a pair could be missed."""
+    start = state.trial
 
     def go_on(carry):
         state, progress = carry
-        moved = jnp.linalg.norm(jnp.where(held[:, None], 0, state.trial - start), axis=-1).max()
         return (
             progress.finite
-            & (progress.fmax > limits["fmax"])
+            & (progress.distance > 1)
             & (progress.n_steps < until)
-            & (progress.idle < limits["patience"])
-            & (moved <= limits["moved"])
+            & (progress.idle < aim.patience)
+            & (coordinates.slack(state.trial, start, aim) >= 0)
         )
 
     def once(carry):
         state, progress = carry
-        energy, gradient = evaluate(state.trial, params, system)
-        forces = jnp.where(held[:, None], 0, -gradient)
-        finite = _finite(progress, energy, forces)
-        state = step(state, energy, forces)
-        return state, _better(finite, state)
+        energy, forces, fmax, stress = coordinates.evaluate(apply, params, system, state.trial, aim)
+        progress = _finite(progress, energy, forces)
+        progress = _better(progress, state.trial, energy, fmax, stress, aim)
+        return step(state, energy, forces), progress
 
     return jax.lax.while_loop(go_on, once, (state, progress))
 
@@ -154,64 +246,78 @@ def _finite(progress, energy, forces):
     )
 
 
-def _better(progress, state):
+def _better(progress, trial, energy, fmax, stress, aim):
     """The best structure: the lowest energy and, where energies are equal by rounding, forces."""
-    fmax = jnp.linalg.norm(state.forces, axis=-1).max()
+    energy = jnp.asarray(energy, progress.energy.dtype)
+    distance = jnp.maximum(fmax / aim.fmax, stress / aim.stress).astype(progress.distance.dtype)
     first = jnp.isinf(progress.lowest)
-    noise = energy_noise(state.energy, state.positions.dtype)
-    lower = first | (state.energy < progress.lowest - noise)
-    better = lower | ((state.energy <= progress.lowest + noise) & (fmax < progress.fmax))
+    noise = energy_noise(energy, trial.dtype)
+    lower = first | (energy < progress.lowest - noise)
+    better = lower | ((energy <= progress.lowest + noise) & (distance < progress.distance))
     keep = lambda new, old: jnp.where(better, new, old)
     return replace(
         progress,
-        positions=keep(state.positions, progress.positions),
-        energy=keep(state.energy, progress.energy),
-        lowest=jnp.minimum(state.energy, progress.lowest),
+        trial=keep(trial, progress.trial),
+        energy=keep(energy, progress.energy),
+        lowest=jnp.minimum(energy, progress.lowest),
         fmax=keep(fmax, progress.fmax),
+        stress=keep(stress, progress.stress),
+        distance=keep(distance, progress.distance),
         idle=keep(0, progress.idle + 1),
     )
 
 
-def _start(system):
-    positions = jnp.asarray(system.positions)
-    zero, infinite = jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, jnp.result_type(float))
+def _start(trial):
+    infinite = lambda dtype: jnp.asarray(jnp.inf, dtype)
+    wide = jnp.result_type(float)
     return Progress(
-        n_steps=zero,
-        positions=positions,
-        idle=zero,
-        energy=infinite,
-        lowest=infinite,
-        fmax=jnp.asarray(jnp.inf, positions.dtype),
+        n_steps=jnp.asarray(0, jnp.int32),
+        trial=trial,
+        idle=jnp.asarray(0, jnp.int32),
+        energy=infinite(wide),
+        lowest=infinite(wide),
+        fmax=infinite(trial.dtype),
+        stress=infinite(trial.dtype),
+        distance=infinite(trial.dtype),
         finite=jnp.asarray(True),
-        broken=jnp.zeros(system.n_atoms, bool),
+        broken=jnp.zeros(len(trial), bool),
     )
 
 
-def _info(progress, limits) -> RelaxInfo:
-    fmax, n_steps, idle = float(progress.fmax), int(progress.n_steps), int(progress.idle)
-    converged = fmax <= limits["fmax"]
-    if converged:
-        reason = f"fmax {fmax:.3g} <= {limits['fmax']:g} eV/Å"
-    elif idle >= limits["patience"]:
-        reason = (
-            f"no progress in {idle} evaluations in {progress.positions.dtype}: fmax stays "
-            f"at {fmax:.3g} eV/Å; use float64 or a larger fmax"
-        )
-    else:
-        reason = f"{n_steps} evaluations, fmax {fmax:.3g} > {limits['fmax']:g} eV/Å"
+# --- in words ------------------------------------------------------------------------------------
+
+
+def _info(progress, aim) -> RelaxInfo:
+    converged = float(progress.distance) <= 1
     return RelaxInfo(
         converged=converged,
-        n_steps=n_steps,
-        fmax=fmax,
+        n_steps=int(progress.n_steps),
+        fmax=float(progress.fmax),
         energy=float(progress.energy),
-        reason=reason,
+        reason=_reason(progress, aim, converged),
+        stress=float(progress.stress) if np.isfinite(aim.stress) else None,
     )
 
 
-def _raise_if_broken(progress):
+def _reason(progress, aim, converged) -> str:
+    fmax, n_steps, idle = float(progress.fmax), int(progress.n_steps), int(progress.idle)
+    stress = float(progress.stress) if np.isfinite(aim.stress) else None
+    at = f"fmax {fmax:.3g} eV/Å" + ("" if stress is None else f", stress {stress:.3g} eV/Å³")
+    wanted = f"{aim.fmax:g} eV/Å" + ("" if stress is None else f" and {aim.stress:g} eV/Å³")
+    if converged:
+        return f"{at}; asked for {wanted}"
+    if idle >= aim.patience:
+        return (
+            f"no progress in {idle} evaluations in {progress.trial.dtype}: it stays at {at} "
+            f"above {wanted}; use float64 or a larger limit"
+        )
+    return f"{n_steps} evaluations, {at}; asked for {wanted}"
+
+
+def _raise_if_broken(progress, n_atoms):
     if progress.finite:
         return
-    atoms = np.flatnonzero(np.asarray(progress.broken))
+    atoms = np.flatnonzero(np.asarray(progress.broken)[:n_atoms])
     what = f"the forces on atoms {atoms[:10].tolist()}" if len(atoms) else "the energy"
     raise NumericalError(
         f"{what} {'are' if len(atoms) else 'is'} not finite",

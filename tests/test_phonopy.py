@@ -1,0 +1,413 @@
+"""Force constants of others: our D(q), bands and integrals beside phonopy's, and golden numbers.
+
+Golden numbers are those of data/vibrations/README.md (phonopy 4.8, mesh 20 x 20 x 20 moved by half
+a step, NAC from BORN), to the digits given there.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+from numpy.testing import assert_allclose, assert_array_equal
+
+from jaxmlip import units
+from jaxmlip.errors import DataError, UsageError
+from jaxmlip.interfaces.phonopy import (
+    dynamical_matrices,
+    projected_dos,
+    q_mesh,
+    thermal_displacements,
+    thermal_properties,
+    total_dos,
+)
+from jaxmlip.interfaces.phonopy_files import (
+    column_of,
+    primitive_atoms,
+    read_force_sets,
+    read_phonopy,
+    symmetrized,
+    symmetrized_polar,
+    to_phonopy,
+    write_born,
+    write_force_constants,
+    write_phonopy,
+)
+from jaxmlip.interfaces.symmetry import band_path
+from jaxmlip.vibrations.dispersion import frequencies_THz, modes
+from jaxmlip.vibrations.force_constants import fourier_sum
+from jaxmlip.vibrations.gruneisen import mean_gruneisen, mode_gruneisen
+from jaxmlip.vibrations.nonanalytic import charge_sum, commensurate, dipole_sum, polar_sum
+
+pytest.importorskip("phonopy")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "vibrations"  # beside a checkout
+EXAMPLES = SHARED / "phonopy_examples"
+CM1 = units.THz / units.invcm
+needs_data = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="no ../shared/data/vibrations")
+slow = pytest.mark.slow
+
+
+def example(name):
+    """Force constants, Born charges (or None) and our D(q) of one of phonopy's examples."""
+    constants, polar = read_phonopy(EXAMPLES / name / "phonopy_disp.yaml")
+    return constants, polar, polar_sum(constants, polar) if polar else fourier_sum(constants)
+
+
+@pytest.fixture(scope="module")
+def salt():
+    return example("NaCl")
+
+
+def rough(salt, size=1e-3):
+    """Force constants without any sum rule or symmetry."""
+    constants = salt[0]
+    noise = size * np.random.default_rng(0).normal(size=constants.values.shape)
+    return replace(constants, values=constants.values + noise)
+
+
+# --- D(q) ----------------------------------------------------------------------------------------
+
+
+def along_path(constants):
+    return band_path(primitive_atoms(constants), 0.2).q
+
+
+def check_bands(name):
+    """Bands with and without charges, within 1e-6 THz of phonopy's: rounding of its units."""
+    constants, polar, ours = example(name)
+    q = along_path(constants)
+    inside = q[np.abs(q).max(1) < 0.3]  # elsewhere phonopy's dipole sum is not periodic in q
+    for one, theirs, points in (
+        (fourier_sum(constants), dynamical_matrices(constants, None, q), q),
+        (ours, dynamical_matrices(constants, polar, inside), inside),
+    ):
+        expected = frequencies_THz(theirs, constants.masses)
+        assert_allclose(frequencies_THz(one(points), constants.masses), expected, atol=2e-6)
+        assert_allclose(one(points), theirs, atol=1e-5)  # eV/Å²: phases and order, too
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name", ["NaCl", *(pytest.param(n, marks=slow) for n in ("MgO", "SnO2", "SiO2-HP", "MgB2"))]
+)
+def test_bands_are_those_of_phonopy(name):
+    check_bands(name)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, transverse, longitudinal",
+    [("NaCl", 154.0, 246.7), pytest.param("MgO", 373.5, 666.3, marks=slow)],
+)
+def test_longitudinal_and_transverse_modes_split_at_the_centre(name, transverse, longitudinal):
+    constants, polar, ours = example(name)
+    for direction in ([1, 0, 0], [1.0, 2.0, -0.5]):
+        found = frequencies_THz(ours([[0, 0, 0]], np.array(direction)), constants.masses)[0]
+        assert_allclose(found[3:] * CM1, [transverse, transverse, longitudinal], atol=0.05)
+        theirs = dynamical_matrices(constants, polar, [[0, 0, 0]], direction=direction)
+        assert_allclose(frequencies_THz(theirs, constants.masses)[0], found, atol=2e-6)
+    # the limit of small q, and without a direction no splitting
+    near = frequencies_THz(ours([[1e-4, 2e-4, -0.5e-4]]), constants.masses)[0]
+    assert_allclose(near[3:] * CM1, found[3:] * CM1, atol=0.01)
+    bare = frequencies_THz(ours([[0, 0, 0]]), constants.masses)[0]
+    assert_allclose(bare[3:] * CM1, transverse, atol=0.05)
+
+
+@needs_data
+def test_dipoles_change_nothing_at_the_points_of_the_supercell(salt):
+    # the same sum is taken out and put back there: force constants with or without charges agree
+    constants, polar, ours = salt
+    q = commensurate(constants.matrix)[1:]
+    assert len(q) == 31
+    # the Gaussian ends at 1e-10 of its height, a little earlier on one side of the zone's faces
+    assert_allclose(ours(q), fourier_sum(constants)(q), atol=1e-6)
+    # ... and between them the two ways to interpolate differ, both ours and phonopy's
+    wang = dynamical_matrices(constants, polar, [[0.1, 0.05, 0]], wang=True)
+    assert np.abs(wang - ours([[0.1, 0.05, 0]])).max() > 1e-3
+
+
+@needs_data
+def test_the_slope_of_d_is_its_derivative(salt):
+    constants, _, ours = salt
+    q, step = np.array([[0.11, 0.02, 0.2], [0.3, -0.1, 0.05]]), 1e-5
+    slopes = ours.gradient(q, constants.cell)
+    for axis in range(3):
+        move = step * constants.cell[:, axis]  # of q for a step along k, without 2 pi
+        difference = (ours(q + move) - ours(q - move)) / (2 * step)
+        # a second difference: step² d³D/dk³ and rounding 1e-15/step
+        assert_allclose(slopes[:, axis], difference, atol=1e-7 * np.abs(difference).max())
+
+
+@needs_data
+def test_charges_that_do_not_sum_to_zero_leave_acoustic_modes_at_zero(salt):
+    constants, polar, ours = salt
+    charged = replace(polar, born_charges=polar.born_charges + 0.05 * np.eye(3))
+    assert charge_sum(charged) > 0.09
+    found = polar_sum(constants, charged)([[0, 0, 0]], np.array([1, 0, 0]))
+    assert np.abs(frequencies_THz(found, constants.masses)[0, :3]).max() < 1e-5
+    assert_allclose(found, ours([[0, 0, 0]], np.array([1, 0, 0])), atol=1e-12)
+    with pytest.raises(UsageError, match=r"\(3, 3, 3\).*expected \(2, 3, 3\)"):
+        dipole_sum(constants, replace(polar, born_charges=np.zeros((3, 3, 3))))
+
+
+# --- integrals over the zone ---------------------------------------------------------------------
+
+
+def frequencies_on(mesh, ours, masses):
+    return frequencies_THz(ours(mesh.q), masses)
+
+
+GOLDEN = [  # top of the optical modes (cm-1), F kJ/mol, S and Cv J/K/mol at 300 K
+    ("NaCl", 246.7, -6.942, 74.916, 48.034),
+    pytest.param("MgO", 666.3, 10.463, 28.978, 37.769, marks=slow),
+    pytest.param("SnO2", 733.2, 24.821, 112.382, 112.917, marks=slow),
+    pytest.param("SiO2-HP", 1140.2, 64.821, 43.052, 75.190, marks=slow),
+]
+
+
+@needs_data
+@pytest.mark.parametrize("name, top, free_energy, entropy, capacity", GOLDEN)
+def test_thermal_properties_at_300_K(name, top, free_energy, entropy, capacity):
+    constants, _, ours = example(name)
+    centre = frequencies_THz(ours([[0, 0, 0]], np.array([1.0, 0, 0])), constants.masses)
+    assert_allclose(centre.max() * CM1, top, atol=0.051)
+    mesh = q_mesh(primitive_atoms(constants), (20, 20, 20), shift=(1, 1, 1))
+    assert mesh.weights.sum() == 8000
+    found = thermal_properties(mesh, frequencies_on(mesh, ours, constants.masses), [300.0])
+    values = found.free_energy[0], found.entropy[0], found.heat_capacity[0]
+    assert_allclose(values, [free_energy, entropy, capacity], atol=6e-4)  # half a digit
+    assert found.left_out == 0
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, shift, loose",
+    # the tetrahedra of a hexagonal mesh do not have its symmetry: on few points it matters which
+    # of equivalent points are summed over, in phonopy as well
+    [("NaCl", (0, 0, 0), 1e-3), pytest.param("MgB2", (1, 1, 1), 0.05, marks=slow)],
+)
+def test_integrals_over_the_irreducible_points_are_phonopys_over_all(name, shift, loose):
+    constants, polar, ours = example(name)
+    phonon = to_phonopy(constants, polar)
+    options = {"is_mesh_symmetry": False, "with_eigenvectors": True, "is_gamma_center": True}
+    phonon.run_mesh([6, 6, 6], shift=np.array(shift) / 2, **options)
+    phonon.run_total_dos(use_tetrahedron_method=True)
+    phonon.run_projected_dos(use_tetrahedron_method=True)
+    temperatures = [0.0, 50.0, 300.0]
+    phonon.run_thermal_displacement_matrices(temperatures=temperatures, freq_min=0.1)
+    points = phonon.total_dos.frequency_points
+    expected = phonon.thermal_displacement_matrices.thermal_displacement_matrices
+    for symmetric, tolerance in ((False, 1e-3), (True, loose)):
+        mesh = q_mesh(primitive_atoms(constants), (6, 6, 6), shift=shift, symmetric=symmetric)
+        frequencies, vectors = modes(ours(mesh.q), constants.masses)
+        assert len(mesh.q) < (216 / 3 if symmetric else 120) and mesh.weights.sum() == 216
+        density = total_dos(mesh, frequencies, points=points)[1]
+        # frequencies differ at 1e-7 THz and edges are steep
+        size = tolerance * density.max()
+        assert_allclose(density, phonon.total_dos.dos, atol=size)
+        shares = projected_dos(mesh, frequencies, vectors, points=points)[1]
+        assert_allclose(shares, phonon.projected_dos.projected_dos, atol=size)
+        assert_allclose(shares.sum(0), density, atol=1e-10)
+        u = thermal_displacements(mesh, frequencies, vectors, constants.masses, temperatures)
+        assert_allclose(u, expected, atol=1e-5 * expected.max())  # natural constants: 1e-7
+
+
+@needs_data
+def test_the_density_of_states_holds_every_mode_once(salt):
+    constants, _, ours = salt
+    mesh = q_mesh(primitive_atoms(constants), (8, 8, 8))
+    points, density = total_dos(mesh, frequencies_on(mesh, ours, constants.masses), n_points=2001)
+    assert_allclose(np.trapezoid(density, points), 6, rtol=1e-3)  # the rule on a fine grid
+    # every way to reduce the mesh gives the same sums
+    sums = []
+    for options in ({}, {"symmetric": False}):
+        mesh = q_mesh(primitive_atoms(constants), (4, 4, 6), **options)
+        thermal = thermal_properties(mesh, frequencies_on(mesh, ours, constants.masses), [300.0])
+        sums.append([thermal.free_energy[0], thermal.entropy[0], thermal.heat_capacity[0]])
+        assert mesh.gamma is not None
+    assert_allclose(*sums, rtol=1e-9)
+
+
+@needs_data
+def test_imaginary_modes_are_left_out_of_sums_and_counted(salt):
+    constants, _, ours = salt
+    mesh = q_mesh(primitive_atoms(constants), (3, 3, 3))
+    frequencies = frequencies_on(mesh, ours, constants.masses)
+    full = thermal_properties(mesh, frequencies, [300.0])
+    assert full.left_out == 0  # translations are neither counted nor missing
+    frequencies[1, 0] *= -1
+    found = thermal_properties(mesh, frequencies, [300.0])
+    assert_allclose(found.left_out, mesh.weights[1] / (27 * 6))
+    assert found.entropy[0] < full.entropy[0]
+    frequencies[2] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        total_dos(mesh, frequencies)
+    with pytest.raises(DataError, match="mesh has"):
+        thermal_properties(mesh, frequencies[:2], [300.0])
+    with pytest.raises(UsageError, match="divisions"):
+        q_mesh(primitive_atoms(constants), (0, 2, 2))
+
+
+@slow
+@needs_data
+@pytest.mark.parametrize(
+    "name, points, thermal",
+    [
+        (
+            "mp-149_Si_PBE.yaml.xz",
+            {
+                (0, 0, 0): [503.9] * 3,
+                (0.5, 0.5, 0): [145.7, 145.7, 401.5, 401.5, 447.0, 447.0],
+                (0.5, 0.5, 0.5): [111.1, 111.1, 371.5, 400.1, 477.6, 477.6],
+            },
+            [6.522, 39.326, 40.068],
+        ),
+        (
+            "mp-1000.yaml.bz2",
+            {(0, 0, 0): [70.9] * 3, (0.5, 0.5, 0.5): [69.2, 69.2, 79.9, 79.9, 97.6, 114.8]},
+            [-16.098, 104.133, 49.304],
+        ),
+    ],
+)
+def test_files_of_the_phonon_database(name, points, thermal):
+    constants, polar = read_phonopy(SHARED / "mdr" / name)
+    assert polar is None
+    ours = fourier_sum(constants)
+    for q, expected in points.items():
+        found = frequencies_THz(ours([q]), constants.masses)[0] * CM1
+        assert_allclose(found[-len(expected) :], expected, atol=0.051)
+    mesh = q_mesh(primitive_atoms(constants), (20, 20, 20), shift=(1, 1, 1))
+    sums = thermal_properties(mesh, frequencies_on(mesh, ours, constants.masses), [300.0])
+    found = sums.free_energy[0], sums.entropy[0], sums.heat_capacity[0]
+    assert_allclose(found, thermal, atol=6e-4)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, folders, mean, least, most",
+    [
+        ("Si", ("orig", "plus", "minus"), 0.4651, -1.766, 1.575),
+        pytest.param(
+            "NaCl", ("NaCl-1.00", "NaCl-1.005", "NaCl-0.995"), 1.7801, 0.104, 3.085, marks=slow
+        ),
+    ],
+)
+def test_gruneisen_parameters_from_three_volumes(name, folders, mean, least, most):
+    crystals = []
+    for folder in (EXAMPLES / f"{name}-gruneisen" / f for f in folders):
+        cell = read(folder / "POSCAR-unitcell", format="vasp")
+        born = folder / "BORN"
+        born = born if born.exists() else None
+        constants, polar = read_force_sets(cell, folder / "FORCE_SETS", (2, 2, 2), born=born)
+        crystals.append(
+            (constants, polar_sum(constants, polar) if polar else fourier_sum(constants))
+        )
+    first = crystals[0][0]
+    mesh = q_mesh(primitive_atoms(first), (12, 12, 12), shift=(1, 1, 1))
+    parameters, frequencies = mode_gruneisen(
+        *(ours(mesh.q) for _, ours in crystals),
+        first.masses,
+        [np.linalg.det(c.cell) for c, _ in crystals],
+    )
+    assert_allclose(mean_gruneisen(parameters, frequencies, mesh.weights, 300.0), mean, atol=1e-4)
+    assert_allclose([parameters.min(), parameters.max()], [least, most], atol=2e-3)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["phonopy.yaml", "phonopy.yaml.xz"])
+def test_what_is_written_is_read_back(salt, tmp_path, name):
+    constants, polar, _ = salt
+    write_phonopy(tmp_path / name, constants, polar)
+    assert (tmp_path / name).stat().st_size > 1000
+    back, charges = read_phonopy(tmp_path / name)
+    order = column_of(constants, back.atoms, back.shifts)
+    assert_allclose(back.values, constants.values[:, order], atol=1e-12)
+    assert_array_equal(back.numbers, constants.numbers)
+    assert_allclose(charges.born_charges, polar.born_charges, atol=1e-10)
+    assert_allclose(charges.coulomb, 14.4)  # what BORN says, not the rounding of ours
+
+
+@needs_data
+def test_force_constants_beside_a_yaml_are_found_full_or_compact(salt, tmp_path, monkeypatch):
+    constants, polar, _ = salt
+    write_phonopy(tmp_path / "phonopy.yaml", constants)
+    text = (tmp_path / "phonopy.yaml").read_text()
+    (tmp_path / "phonopy.yaml").write_text(text[: text.index("force_constants:\n")])
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(DataError, match="no force constants"):
+        read_phonopy(tmp_path / "phonopy.yaml")
+    write_born(tmp_path / "BORN", constants, polar)
+    for full in (False, True):
+        write_force_constants(tmp_path / "FORCE_CONSTANTS", constants, full=full)
+        back, charges = read_phonopy(tmp_path / "phonopy.yaml")
+        order = column_of(constants, back.atoms, back.shifts)
+        assert_allclose(back.values, constants.values[:, order], atol=1e-12)
+    assert_allclose(charges.dielectric, polar.dielectric, atol=1e-7)
+    with pytest.raises(UsageError, match="no file"):
+        read_phonopy(tmp_path / "phonopy.yaml", born=tmp_path / "born")
+
+
+@needs_data
+def test_a_primitive_cell_that_phonopy_lists_in_its_own_way_is_the_same_crystal(salt):
+    # atoms outside the cell, and another order of columns: nothing but names changes
+    constants, _, ours = salt
+    order = np.random.default_rng(0).permutation(constants.values.shape[1])
+    moved = np.array([[1, 0, -2], [0, 3, 0]])
+    other = replace(
+        constants,
+        values=constants.values[:, order],
+        atoms=constants.atoms[order],
+        shifts=(constants.shifts - moved[constants.atoms])[order],
+        positions=constants.positions + moved @ constants.cell,
+    )
+    # column k of row a: relative to the moved atom a
+    rows = np.arange(2)[:, None]
+    true = other.shifts + moved[other.atoms] - moved[rows]
+    columns = column_of(constants, np.tile(other.atoms, (2, 1)), true)
+    other = replace(other, values=constants.values[rows, columns], shifts=other.shifts)
+    plain = fourier_sum(constants)
+    q = np.array([[0.1, 0.2, 0.3]])
+    expected = frequencies_THz(plain(q), constants.masses)
+    phonon = to_phonopy(other)
+    phonon.run_qpoints(q)
+    assert_allclose(phonon.qpoints.frequencies, expected, atol=1e-5)
+
+
+@needs_data
+def test_symmetrised_force_constants_obey_the_sum_rules(salt):
+    broken = rough(salt)
+    assert broken.acoustic_sum > 1e-3 and broken.asymmetry > 1e-3
+    found = symmetrized(broken)
+    assert found.acoustic_sum < 1e-12 and found.asymmetry < 1e-12
+    # a projection: nearer to the true ones, and it changes nothing twice
+    error = lambda c: np.linalg.norm(c.values - salt[0].values)
+    assert error(found) < 0.5 * error(broken)
+    assert_allclose(symmetrized(found).values, found.values, atol=1e-12)
+    simple = symmetrized(broken, project=False)
+    assert simple.asymmetry < 1e-12 and simple.acoustic_sum < 0.1 * broken.acoustic_sum
+    assert_allclose(symmetrized(salt[0]).values, salt[0].values, atol=1e-12)
+
+
+@needs_data
+def test_symmetrised_charges_are_neutral_and_cubic(salt):
+    constants, polar, _ = salt
+    noise = 0.02 * np.random.default_rng(0).normal(size=(2, 3, 3))
+    found = symmetrized_polar(constants, replace(polar, born_charges=polar.born_charges + noise))
+    assert charge_sum(found) < 1e-12
+    one = found.born_charges[0]
+    assert_allclose(one, np.trace(one) / 3 * np.eye(3), atol=1e-12)
+
+
+@needs_data
+def test_born_charges_are_stored_atom_first(salt):
+    # ours: [atom, displacement, field], as `born_charges`; phonopy's tensors are transposed
+    constants, polar, _ = salt
+    turn = np.array([[0, 0.01, 0], [-0.01, 0, 0], [0, 0, 0]]) * [[[1]], [[-1]]]
+    phonon = to_phonopy(constants, replace(polar, born_charges=polar.born_charges + turn))
+    born = phonon.nac_params["born"]
+    assert_allclose(born, (polar.born_charges + turn).swapaxes(1, 2), atol=1e-12)
+    assert abs(born[0, 0, 1] + 0.01) < 1e-12
