@@ -27,8 +27,9 @@ LEVEL = {
     "md": 3,
     "vibrations": 3,
     "pretrained": 3,
-    "cli": 4,
-    "__main__": 5,
+    "workflows": 4,
+    "cli": 5,
+    "__main__": 6,
 }
 HOMES = {
     "flax": {"nn", "models"},
@@ -38,6 +39,8 @@ HOMES = {
     "phonopy": {"interfaces", "cli"},
     "spglib": {"interfaces", "cli"},
     "seekpath": {"interfaces", "cli"},
+    "symfc": {"interfaces", "cli"},
+    "phono3py": {"interfaces", "cli"},
     "typer": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"cli"},

@@ -25,19 +25,32 @@ class Vibrations:
     modes: object  # vibrations.Modes
     moves: list[str]  # what moves in each mode
     relax_steps: int
+    fixed: np.ndarray | None = None  # [n_atoms] True for atoms that are held
 
     @property
     def fmax(self) -> float:
-        return float(np.linalg.norm(self.forces, axis=1).max())
+        free = slice(None) if self.fixed is None else ~self.fixed
+        return float(np.linalg.norm(self.forces[free], axis=1).max())
 
 
 def vibrations(
-    atoms, model: Opened, output: Output, *, relax: bool, fmax: float, steps: int, method: str
+    atoms,
+    model: Opened,
+    output: Output,
+    *,
+    relax: bool,
+    fmax: float,
+    steps: int,
+    method: str,
+    fixed=None,
 ) -> Vibrations:
-    """Relaxes (unless told not to), then takes all second derivatives at once."""
+    """Relaxes (unless told not to), then takes all second derivatives at once.
+
+    fixed: [n_atoms] True for atoms that are held; then only the rows of the others are taken.
+    """
     from jaxmlip.interfaces.ase import from_ase
 
-    if atoms.constraints:
+    if atoms.constraints and fixed is None:
         output.warn("constraints are left out: modes are those of the free structure")
         atoms = atoms.copy()
         atoms.set_constraint()
@@ -45,13 +58,13 @@ def vibrations(
     announce("modes", model, len(atoms))
     n_steps = 0
     if relax:
-        system, info = relaxed(system, model, fmax=fmax, steps=steps, method=method)
+        system, info = relaxed(system, model, fmax=fmax, steps=steps, method=method, fixed=fixed)
         _check_converged(info)
         n_steps = info.n_steps
-    out = _second_derivatives(system, model)
+    out = _second_derivatives(system, model, fixed)
     atoms = atoms.copy()
     atoms.positions = np.asarray(system.positions, np.float64)
-    return _analysed(atoms, out, n_steps, output)
+    return _analysed(atoms, out, n_steps, output, fixed)
 
 
 def relaxed(system, model: Opened, *, fmax: float, steps: int, method: str, fixed=None):
@@ -84,19 +97,20 @@ def _check_converged(info):
         )
 
 
-def _second_derivatives(system, model):
-    """Forces, Hessian and Born charges in one compiled program, as host arrays."""
+def _second_derivatives(system, model, fixed):
+    """Forces, Hessian (rows of the free atoms) and Born charges in one compiled program."""
     import jax
 
     from jaxmlip import derivatives
 
     apply = model.potential.apply
     has_dipole = bool(model.card["fields"].get("dipole")) and not np.any(system.pbc)
+    free = None if fixed is None else np.flatnonzero(~fixed)
 
     def everything(params, system):
         out = apply(params, system)
         out["forces"] = derivatives.forces(apply)(params, system)
-        out["hessian"] = derivatives.hessian(apply)(params, system)
+        out["hessian"] = derivatives.hessian(apply, atoms=free)(params, system)
         if has_dipole:
             out["born_charges"] = derivatives.born_charges(apply)(params, system)
         else:
@@ -108,12 +122,14 @@ def _second_derivatives(system, model):
         return {k: np.asarray(v, np.float64) for k, v in jax.device_get(out).items()}
 
 
-def _analysed(atoms, out, n_steps, output) -> Vibrations:
+def _analysed(atoms, out, n_steps, output, fixed) -> Vibrations:
     from jaxmlip.vibrations import normal_modes
 
     if not np.isfinite(out["energy"]).all():
         raise NumericalError("the energy is not finite", where=str(atoms.symbols), code="JM303")
-    modes = normal_modes(out["hessian"], atoms.get_masses(), atoms.positions, pbc=atoms.pbc)
+    modes = normal_modes(
+        out["hessian"], atoms.get_masses(), atoms.positions, pbc=atoms.pbc, fixed=fixed
+    )
     found = Vibrations(
         atoms=atoms,
         energy=float(out["energy"][0]),
@@ -124,6 +140,7 @@ def _analysed(atoms, out, n_steps, output) -> Vibrations:
         modes=modes,
         moves=_moves(atoms, modes),
         relax_steps=n_steps,
+        fixed=fixed,
     )
     if found.fmax > SOFT:
         output.warn(
@@ -184,6 +201,7 @@ def results_of(found: Vibrations, model: Opened, *, source: str, command: str) -
         "forces_eV_per_A": found.forces,
         "fmax_eV_per_A": found.fmax,
         "relax_steps": found.relax_steps,
+        "fixed_atoms": [] if found.fixed is None else np.flatnonzero(found.fixed),
         "zpe_eV": zero_point_energy(real),
         "n_imaginary": modes.n_imaginary,
         "frequencies_cm1": modes.frequencies_cm1,

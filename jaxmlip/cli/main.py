@@ -16,13 +16,18 @@ import typer
 from jaxmlip.cli import (
     demo,
     doctor,
+    elastic,
     evaluate,
     ir,
     models,
     modes,
+    phonons,
+    qha,
     relax,
+    screen,
     singlepoint,
     train,
+    ts,
 )
 from jaxmlip.errors import JaxmlipError
 
@@ -44,7 +49,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="--debug, anywhere on the line, shows where an error came from.",
 )
-for room in (ir, modes, singlepoint, relax, train, evaluate, doctor, demo):
+COMMANDS = (
+    *(ir, modes, ts, phonons, elastic, qha, screen, singlepoint, relax),
+    *(train, evaluate, doctor, demo),
+)
+for room in COMMANDS:
     app.command()(getattr(room, room.__name__.rpartition(".")[2]))
 app.add_typer(models.app, name="models")
 

@@ -7,8 +7,8 @@ import typer
 
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
-from jaxmlip.cli.output import note, plan, table, write_extxyz
-from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.cli.output import plan, table, write_extxyz
+from jaxmlip.errors import UsageError
 
 
 def modes(
@@ -24,14 +24,18 @@ def modes(
     method: options.Minimizer = Method.lbfgs,
     temperature: Annotated[float, typer.Option(help="K.")] = 298.15,
     pressure: Annotated[float, typer.Option(help="bar.")] = 1.0,
+    concentration: Annotated[
+        float | None,
+        typer.Option(help="mol/L, instead of a pressure: 1 is the standard state 1 M."),
+    ] = None,
     symmetry_number: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
-            help="Rotations that leave the molecule as it is: 2 for H2O, 12 for CH4. Not "
-            "found from the structure.",
+            help="Rotations that leave the molecule as it is: 2 for H2O, 12 for CH4. Default: "
+            "found from the relaxed structure.",
         ),
-    ] = 1,
+    ] = None,
     spin: Annotated[
         int | None,
         typer.Option(min=1, help="Multiplicity 2S+1; default that of the structure, else 1."),
@@ -48,6 +52,27 @@ def modes(
             "--damped-rotor", help="Entropy of soft modes as of damped rotors (Grimme 2012)."
         ),
     ] = False,
+    damped_energy: Annotated[
+        bool,
+        typer.Option(
+            "--damped-energy", help="As --damped-rotor, for energies too (Head-Gordon 2015)."
+        ),
+    ] = False,
+    raise_below: Annotated[
+        float,
+        typer.Option(min=0, help="Count frequencies below this, cm⁻¹, as this (Truhlar: 100)."),
+    ] = 0.0,
+    atoms: Annotated[
+        str | None,
+        typer.Option(
+            metavar='"0 2 5-8"',
+            help="Modes of these atoms, the others held (as FixAtoms in FILE does).",
+        ),
+    ] = None,
+    isotope: Annotated[
+        list[str] | None,
+        typer.Option(metavar="H=2|3=2", help="Isotope of an element or an atom; repeatable."),
+    ] = None,
     animate: Annotated[
         list[int] | None,
         typer.Option(metavar="N", help="Write mode N as a movie, NAME_modeN.xyz; may be repeated."),
@@ -55,8 +80,7 @@ def modes(
     dtype: options.Precision = Dtype.float64,
 ):
     """Normal modes (cm⁻¹; imaginary ones negative) and thermochemistry (eV, J/mol/K)."""
-    from jaxmlip import units
-    from jaxmlip.cli import analysis, session
+    from jaxmlip.cli import analysis, selection, session, thermochemistry
 
     movies = {n: f"mode{n}.xyz" for n in animate or ()}
     output = plan(
@@ -68,26 +92,34 @@ def modes(
         default_json="modes.json",
     )
     session.positive(temperature=temperature, pressure=pressure, fmax=fmax)
+    if concentration is not None:
+        session.positive(concentration=concentration)
+    how = thermochemistry.vibration(damped_rotor, damped_energy, raise_below)
     session.start(x64=True)
     opened = session.open_model(model, dtype)
-    atoms = session.read(file, opened, output, frame=frame)
+    structure = session.read(file, opened, output, frame=frame)
+    fixed = selection.held_atoms(structure, atoms, file)
+    structure = selection.with_isotopes(structure, isotope)
     found = analysis.vibrations(
-        atoms, opened, output, relax=relax, fmax=fmax, steps=steps, method=method
+        structure, opened, output, relax=relax, fmax=fmax, steps=steps, method=method, fixed=fixed
     )
     _check_movies(movies, found)
     output.console.print(_table(found))
     gas = {
         "temperature": temperature,
-        "pressure": pressure * units.bar,
+        "pressure": thermochemistry.standard(pressure, concentration, temperature),
         "symmetry_number": symmetry_number,
-        "spin": spin or int(atoms.info.get("spin", 1)),
+        "spin": spin or int(structure.info.get("spin", 1)),
         "ignore_imaginary_below_cm1": ignore_imaginary_below,
+        "vibration": how,
     }
     results = analysis.results_of(found, opened, source=file, command="modes")
-    thermo, refused = _thermochemistry(found, gas, damped_rotor)
+    thermo, refused = thermochemistry.of_structure(found, gas)
     if thermo is not None:
-        output.console.print(_thermo_table(thermo))
-        results |= _thermo_json(thermo)
+        output.console.print(thermochemistry.as_table(thermo))
+        results |= thermochemistry.as_json(thermo) | thermochemistry.rotations(
+            found, temperature, output
+        )
     for n, suffix in movies.items():
         write_extxyz(output.paths[suffix], _movie(found, n))
     output.finish(results)
@@ -133,83 +165,6 @@ def _table(found):
         title=f"{found.atoms.get_chemical_formula()}   "
         f"E {found.energy:.4f} eV   fmax {found.fmax:.1e} eV/Å",
     )
-
-
-def _thermochemistry(found, gas, damped):
-    """(Thermochemistry or None, the error that stands in its way or None)."""
-    from jaxmlip.vibrations import damped_rotor, harmonic, ideal_gas
-
-    if found.atoms.pbc.any():
-        note("no thermochemistry: the structure is periodic, not a gas of molecules")
-        return None, None
-    try:
-        return ideal_gas(
-            found.modes.frequencies_cm1,
-            found.atoms.get_masses(),
-            found.atoms.positions,
-            potential_energy=found.energy,
-            vibration=damped_rotor() if damped else harmonic,
-            **gas,
-        ), None
-    except NumericalError as error:  # the modes are worth having all the same
-        return None, NumericalError(
-            error.what,
-            where="thermochemistry",
-            code="JM305",
-            fix="relax to a minimum (see the imaginary modes), or "
-            "--ignore-imaginary-below for a transition state",
-        )
-
-
-def _thermo_table(thermo):
-    from jaxmlip import units
-
-    per_mol = units.kJ_mol / 1000
-    energies = {
-        "zero-point energy": thermo.zero_point_energy,
-        "internal energy U": thermo.internal_energy,
-        "enthalpy H": thermo.enthalpy,
-        "Gibbs energy G": thermo.gibbs_energy,
-    }
-    entropies = {
-        "entropy S": thermo.entropy,
-        "heat capacity Cv": thermo.heat_capacity_v,
-        "heat capacity Cp": thermo.heat_capacity_p,
-    }
-    rows = [(name, f"{value:.5f} eV") for name, value in energies.items()]
-    rows += [(name, f"{value / per_mol:.3f} J/(mol K)") for name, value in entropies.items()]
-    bar = thermo.pressure / units.bar
-    return table(
-        {"ideal gas": "left", "": "right"},
-        rows,
-        title=f"{thermo.temperature:g} K, "
-        f"{bar:g} bar, symmetry number {thermo.symmetry_number}, spin {thermo.spin}",
-    )
-
-
-def _thermo_json(thermo) -> dict:
-    from jaxmlip import units
-
-    out = {
-        "temperature_K": thermo.temperature,
-        "pressure_bar": thermo.pressure / units.bar,
-        "symmetry_number": thermo.symmetry_number,
-        "thermo_spin_multiplicity": thermo.spin,
-        "internal_energy_eV": thermo.internal_energy,
-        "enthalpy_eV": thermo.enthalpy,
-        "gibbs_energy_eV": thermo.gibbs_energy,
-        "entropy_eV_per_K": thermo.entropy,
-        "heat_capacity_v_eV_per_K": thermo.heat_capacity_v,
-        "heat_capacity_p_eV_per_K": thermo.heat_capacity_p,
-        "n_imaginary_ignored": thermo.n_imaginary,
-    }
-    for name, part in thermo.parts.items():
-        out |= {
-            f"{name}_energy_eV": part.energy,
-            f"{name}_entropy_eV_per_K": part.entropy,
-            f"{name}_heat_capacity_eV_per_K": part.heat_capacity,
-        }
-    return out
 
 
 def _movie(found, n):

@@ -1,11 +1,15 @@
-"""`jaxmlip relax`: positions moved to a minimum of the energy; the cell is kept."""
+"""`jaxmlip relax`: positions, and the cell if asked, moved to a minimum of the energy."""
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from jaxmlip import units
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, write_extxyz
-from jaxmlip.errors import DataError, NumericalError
+from jaxmlip.errors import DataError, NumericalError, UsageError
 
 
 def relax(
@@ -15,34 +19,60 @@ def relax(
     out: options.Out = Path("."),
     overwrite: options.Overwrite = False,
     frame: options.Frame = -1,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
+    pressure: Annotated[
+        float | None,
+        typer.Option(help="Target pressure with --cell, GPa; default 0.", show_default=False),
+    ] = None,
+    stress: Annotated[
+        float,
+        typer.Option(min=0, help="With --cell: largest stress + pressure that is left, eV/Å³."),
+    ] = 1e-6,
+    symmetry: Annotated[
+        bool,
+        typer.Option(
+            "--symmetry/--no-symmetry",
+            help="With --cell: keep the space group of the start exactly.",
+        ),
+    ] = False,
     fmax: options.Fmax = 1e-4,
     steps: options.Steps = 2000,
     method: options.Minimizer = Method.lbfgs,
     dtype: options.Precision = Dtype.float64,
 ):
-    """Relax a structure at fixed cell; writes NAME_relaxed.xyz (eV, Å, eV/Å).
+    """Relax a structure, and with --cell its cell; writes NAME_relaxed.xyz (eV, Å, eV/Å, GPa).
 
-    Atoms held by FixAtoms keep their positions. Exit status 4 if it does not converge; the best
-    structure is written all the same.
+    Atoms held by FixAtoms keep their positions, with --cell their fractional coordinates. Exit
+    status 4 if it does not converge; the best structure is written all the same.
     """
-    from jaxmlip.cli import analysis, session
+    from jaxmlip.cli import analysis, crystals, session
     from jaxmlip.interfaces.ase import from_ase
 
     output = plan(file, ["relaxed.xyz"], out=out, json_file=json, overwrite=overwrite)
-    session.positive(fmax=fmax)
+    session.positive(fmax=fmax, stress=stress)
+    if not cell and (pressure is not None or symmetry):
+        raise UsageError(
+            "--pressure and --symmetry are for relaxations of the cell", where="relax", fix="--cell"
+        )
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
     fixed = _fixed(atoms, file)
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("relax", opened, len(atoms))
-    system, info = analysis.relaxed(
-        system, opened, fmax=fmax, steps=steps, method=method, fixed=fixed
-    )
+    how = {"fmax": fmax, "steps": steps, "method": method, "fixed": fixed}
+    if cell:
+        how |= {"pressure": (pressure or 0.0) * units.GPa, "stress": stress}
+        how |= {"symmetry": crystals.operations_of(atoms, 1e-3) if symmetry else None}
+        system, info = crystals.relaxed_cell(system, opened, **how)
+    else:
+        system, info = analysis.relaxed(system, opened, **how)
     atoms = _moved(atoms, system, opened)
     rows = [
-        ("energy", f"{info.energy:.6f} eV"),
+        ("energy", f"{atoms.get_potential_energy():.6f} eV"),
         ("fmax", f"{info.fmax:.2e} eV/Å"),
+        *([("stress + pressure", f"{info.stress / units.GPa:.2e} GPa")] if cell else []),
+        *([("volume", f"{atoms.get_volume():.4f} Å³")] if cell and atoms.cell.rank == 3 else []),
         ("evaluations", str(info.n_steps)),
         ("converged", "yes" if info.converged else "no"),
     ]
@@ -58,7 +88,8 @@ def relax(
             **opened.summary,
             **session.versions(),
             **analysis.geometry(atoms),
-            "energy_eV": info.energy,
+            "energy_eV": atoms.get_potential_energy(),
+            **(_cell_results(atoms, info, pressure or 0.0) if cell else {}),
             "fmax_eV_per_A": info.fmax,
             "n_steps": info.n_steps,
             "converged": info.converged,
@@ -95,16 +126,26 @@ def _fixed(atoms, where):
     return held
 
 
+def _cell_results(atoms, info, pressure) -> dict:
+    return {
+        "pressure_GPa": pressure,
+        "enthalpy_eV": info.energy,
+        "stress_left_eV_per_A3": info.stress,
+        "volume_A3": atoms.get_volume() if atoms.cell.rank == 3 else None,
+    }
+
+
 def _moved(atoms, system, model):
     """The relaxed atoms with their energy and forces (of free and held atoms alike)."""
     import jax
     import numpy as np
 
     from jaxmlip.cli.analysis import with_results
+    from jaxmlip.cli.crystals import to_atoms
     from jaxmlip.derivatives.first import total_energy
 
     slope = jax.jit(jax.value_and_grad(total_energy(model.potential.apply)))
     energy, gradient = slope(system.positions, model.params, system)
-    atoms = atoms.copy()
-    atoms.positions = np.asarray(system.positions, np.float64)
-    return with_results(atoms, energy=float(energy), forces=-np.asarray(gradient, np.float64))
+    return with_results(
+        to_atoms(atoms, system), energy=float(energy), forces=-np.asarray(gradient, np.float64)
+    )

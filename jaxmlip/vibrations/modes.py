@@ -41,33 +41,41 @@ def normal_modes(
     *,
     pbc=False,
     project: bool = True,
+    fixed=None,
     linear_tolerance: float = 0.02,
     symmetry_tolerance: float = 1e-3,
 ) -> Modes:
     """Normal modes of `hessian` [n_atoms, 3, n_atoms, 3] (eV/Å²) for `masses` [n_atoms] (amu).
 
     positions: [n_atoms, 3] Å. pbc: one or three booleans; with any periodic axis only
-    translations are projected. project=False keeps all 3N (atoms held by a frame).
+    translations are projected. project=False keeps all 3N (an external potential).
+    fixed: [n_atoms] True for atoms that are held: modes of the block of the free atoms (Li and
+    Jensen, 2002, 10.1007/s00214-001-0317-7), with zeros for the others; then `hessian` may hold
+    only the rows of the free atoms, [n_free, 3, n_atoms, 3]. Held atoms take away translations,
+    and rotations but those about one held atom or about the line of the held atoms.
     linear_tolerance: Å from the axis within which a molecule is linear.
     symmetry_tolerance: largest |H - H^T| allowed, as a share of max |H|; beyond it, or for values
     that are not finite, `NumericalError`. Masses, not numbers: isotopes are other masses.
     """
     n = len(positions)
-    hessian = np.asarray(hessian, np.float64)
-    if hessian.shape != (n, 3, n, 3) or np.shape(positions) != (n, 3):
-        raise DataError(
-            f"hessian has shape {hessian.shape} and positions {np.shape(positions)}, "
-            f"not ({n}, 3, {n}, 3) and ({n}, 3)"
-        )
+    free = _free(fixed, n)
+    rows = _rows(hessian, positions, free)
     masses = checked_masses(masses, n)
-    asymmetry = _check(hessian, positions, symmetry_tolerance)
-    matrix = mass_weighted(hessian, masses)
-    rotations = not np.any(pbc)
-    rigid = rigid_motions(positions, masses, rotations=rotations, tolerance=linear_tolerance)
-    rigid = rigid.reshape(-1, 3 * n)[: None if project else 0].T
+    block = rows[:, :, free]
+    asymmetry = _check(block, rows, positions, free, symmetry_tolerance)
+    matrix = mass_weighted(block, masses[free])
+    rigid = rigid_motions(
+        positions,
+        masses,
+        rotations=not np.any(pbc),
+        tolerance=linear_tolerance,
+        fixed=None if fixed is None else np.asarray(fixed, bool),
+    )
+    rigid = rigid[:, free].reshape(len(rigid), 3 * len(free))[: None if project else 0].T
     rest = np.linalg.qr(rigid, mode="complete")[0][:, rigid.shape[1] :]
-    values, vectors = np.linalg.eigh(rest.T @ matrix @ rest)
-    vectors = (rest @ vectors).T.reshape(-1, n, 3)
+    values, found = np.linalg.eigh(rest.T @ matrix @ rest)
+    vectors = np.zeros((len(values), n, 3))
+    vectors[:, free] = (rest @ found).T.reshape(-1, len(free), 3)
     displacements = vectors / np.sqrt(masses)[:, None]
     reduced = 1 / (displacements**2).sum((1, 2))
     return Modes(
@@ -78,7 +86,7 @@ def normal_modes(
         force_constants=values * reduced,
         rigid_frequencies_cm1=frequencies_cm1(np.linalg.eigvalsh(rigid.T @ matrix @ rigid)),
         asymmetry=asymmetry,
-        acoustic_sum=float(np.abs(hessian.sum(2)).max(initial=0)),
+        acoustic_sum=float(np.abs(rows.sum(2)).max(initial=0)),
     )
 
 
@@ -95,8 +103,33 @@ def frequencies_cm1(eigenvalues):
     return np.sign(eigenvalues) * np.sqrt(np.abs(eigenvalues)) * units.hbar / units.invcm
 
 
-def _check(hessian, positions, tolerance: float) -> float:
-    bad = np.flatnonzero(~np.isfinite(hessian).all((1, 2, 3)))
+def _free(fixed, n):
+    """Indices of the atoms that are not held; raises `DataError` where none is left."""
+    if fixed is None:
+        return np.arange(n)
+    fixed = np.asarray(fixed, bool)
+    if fixed.shape != (n,):
+        raise DataError(f"fixed has shape {fixed.shape}, the structure has {n} atoms")
+    if fixed.all():
+        raise DataError("all atoms are held: there is nothing to vibrate", fix="leave some free")
+    return np.flatnonzero(~fixed)
+
+
+def _rows(hessian, positions, free):
+    """The rows of the free atoms, [n_free, 3, n_atoms, 3]."""
+    n, hessian = len(positions), np.asarray(hessian, np.float64)
+    whole, part = (n, 3, n, 3), (len(free), 3, n, 3)
+    if hessian.shape not in (whole, part) or np.shape(positions) != (n, 3):
+        raise DataError(
+            f"hessian has shape {hessian.shape} and positions {np.shape(positions)}, not {whole}"
+            + (f" or {part}" if part != whole else "")
+            + f" and ({n}, 3)"
+        )
+    return hessian[free] if hessian.shape == whole else hessian
+
+
+def _check(block, rows, positions, free, tolerance: float) -> float:
+    bad = free[~np.isfinite(rows).all((1, 2, 3))]
     if len(bad):
         raise NumericalError(
             f"the Hessian is not finite in the rows of {len(bad)} atoms, first atom {bad[0]}",
@@ -104,8 +137,8 @@ def _check(hessian, positions, tolerance: float) -> float:
         )
     if not np.isfinite(positions).all():
         raise NumericalError("positions are not finite")
-    asymmetry = float(np.abs(hessian - hessian.transpose(2, 3, 0, 1)).max(initial=0))
-    largest = float(np.abs(hessian).max(initial=0))
+    asymmetry = float(np.abs(block - block.transpose(2, 3, 0, 1)).max(initial=0))
+    largest = float(np.abs(block).max(initial=0))
     if asymmetry > tolerance * largest:
         raise NumericalError(
             f"the Hessian is not symmetric: max |H - H^T| = {asymmetry:.3g} eV/Å², limit "

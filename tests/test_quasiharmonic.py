@@ -1,0 +1,256 @@
+"""Quasi-harmonic approximation: phonopy's numbers, exact thermodynamics, argon to the end."""
+
+import json
+import lzma
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk
+from crystals import argon, folder, save_argon, system_of  # noqa: F401
+from numpy.testing import assert_allclose
+
+from jaxmlip import units
+from jaxmlip.cli.qha import qha
+from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.interfaces.phonopy import q_mesh
+from jaxmlip.md import relax_cell
+from jaxmlip.vibrations.equation_of_state import (
+    BIRCH_MURNAGHAN,
+    VINET,
+    bulk_modulus,
+    fit,
+    values,
+    volume_at,
+)
+from jaxmlip.vibrations.quasiharmonic import expansion_from_gruneisen, quasiharmonic
+from jaxmlip.vibrations.volumes import harmonic_volumes, scaled, volume_gruneisen
+
+DATA = Path(__file__).parents[2] / "shared/data/vibrations/phonopy_examples"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA}")
+MOLAR = units.kJ_mol / 1000  # eV/K of 1 J/K/mol
+SCALES = (units.kJ_mol, MOLAR, MOLAR)
+
+
+def phonopy_tables(name):
+    """(volumes, energies, temperatures, free energies, entropies, Cv) as phonopy has written."""
+    place = DATA / f"{name}-QHA"
+    volumes, energies = np.loadtxt(place / "e-v.dat").T
+    order = lambda path: int(re.search(r"yaml-(-?\d+)", path.name).group(1))
+    tables = []
+    for path in sorted(place.glob("thermal_properties.yaml*"), key=order):
+        text = lzma.open(path, "rt").read().split("thermal_properties:")[1]
+        column = lambda key, text=text: re.findall(rf"\b{key}:\s+([-\d.]+)", text)
+        keys = ("temperature", "free_energy", "entropy", "heat_capacity")
+        tables.append(np.array([column(key) for key in keys], float))
+    tables = np.stack(tables, axis=1)
+    tables = tables[..., tables[0, 0] <= 400]  # K; beyond, some volumes end
+    return volumes, energies, tables[0, 0], *(tables[1:] * np.array(SCALES)[:, None, None])
+
+
+# expansion 1/K, bulk modulus GPa, Cp J/K/mol at 300 K, Vinet: data/vibrations/README.md
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "alpha", "b", "cp"),
+    [
+        ("Al", 7.3452e-5, 68.592, 96.743),
+        ("Si", 9.6751e-6, 85.586, 161.002),
+        ("Cu", 4.5583e-5, 154.154, 96.744),
+    ],
+)
+def test_phonopys_numbers_are_reproduced(name, alpha, b, cp):
+    found = quasiharmonic(*phonopy_tables(name))
+    at = np.argmin(np.abs(found.temperatures - 300))
+    assert_allclose(found.expansion[at], alpha, rtol=2e-5)  # the digits given
+    assert_allclose(found.bulk_modulus[at] / units.GPa, b, atol=6e-4)
+    # theirs is a second difference of G; ours Cv + T V alpha² B
+    assert_allclose(found.cp[at] / MOLAR, cp, rtol=1.2e-4)
+    assert not found.outside.any()
+
+
+# --- equations of state --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("equation", [VINET, BIRCH_MURNAGHAN], ids=["vinet", "birch"])
+def test_a_fit_finds_what_made_the_energies(equation):
+    p = np.array([[-3.0, 0.5, 4.8, 40.0], [1.0, 0.05, 6.1, 37.0]])
+    v = np.linspace(33, 45, 9)
+    energies = values(equation.energy, v, p)
+    assert_allclose(fit(v, energies, equation), p, rtol=1e-8)
+    slope = (values(equation.energy, v + 1e-4, p) - values(equation.energy, v - 1e-4, p)) / 2e-4
+    assert_allclose(values(equation.pressure, v, p), -slope, atol=1e-9)
+    assert_allclose(bulk_modulus(p[:, 3], p, equation), p[:, 1])
+    step = 1e-4
+    b = [bulk_modulus(volume_at(x, p, equation), p, equation) for x in (step, -step)]
+    assert_allclose((b[0] - b[1]) / (2 * step), p[:, 2], rtol=1e-3)  # B' = dB/dP
+    reached = values(equation.pressure, volume_at(0.02, p, equation)[:, None], p)
+    assert_allclose(reached, 0.02, rtol=1e-10)
+
+
+def test_energies_without_a_minimum_are_nan_or_refused():
+    v = np.linspace(30, 40, 7)
+    bowl = values(VINET.energy, v, np.array([0.0, 0.4, 5.0, 35.0]))
+    hill = -bowl
+    found = fit(v, np.stack([bowl, hill]))
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
+    with pytest.raises(NumericalError, match="no minimum"):
+        fit(v, hill)
+    with pytest.raises(UsageError, match="four parameters"):
+        fit(v[:4], bowl[:4])
+
+
+# --- exact thermodynamics ------------------------------------------------------------------------
+
+
+def debye_like(volumes, temperatures, *, gamma=2.0):
+    """Oscillators with one Grüneisen parameter: F, S and Cv in closed form."""
+    frequencies = np.linspace(1.0, 6.0, 6)[:, None, None] * (volumes / 40)[:, None] ** -gamma
+    energy = frequencies * units.THz
+    x = energy / (units.kB * temperatures)
+    free = energy / 2 + units.kB * temperatures * np.log1p(-np.exp(-x))
+    capacity = units.kB * (x / 2 / np.sinh(x / 2)) ** 2
+    entropy = units.kB * (x / np.expm1(x) - np.log1p(-np.exp(-x)))
+    return free.sum(0), entropy.sum(0), capacity.sum(0)
+
+
+def test_one_gruneisen_parameter_gives_itself_and_the_expansion():
+    v, t = np.linspace(37, 45, 11), np.arange(100.0, 320.0, 2.0)
+    static = values(VINET.energy, v, np.array([0.0, 0.4, 5.0, 40.0]))
+    found = quasiharmonic(v, static, t, *debye_like(v, t))
+    inner = slice(1, -1)
+    assert_allclose(found.gruneisen[inner], 2.0, rtol=2e-3)  # what a Vinet curve cannot follow
+    at = 50
+    frequencies = np.linspace(1.0, 6.0, 6)[None] * (found.volume[at] / 40) ** -2.0
+    cheap = expansion_from_gruneisen(
+        t,
+        frequencies,
+        np.full((1, 6), 2.0),
+        [1.0],
+        volume=found.volume[at],
+        bulk_modulus=found.bulk_modulus[at],
+    )
+    assert_allclose(cheap[at], found.expansion[at], rtol=2e-3)
+
+
+def test_gibbs_energies_obey_thermodynamics():
+    """S = -dG/dT, V = dG/dP, Cp = T dS/dT along the pressure."""
+    v, t = np.linspace(36, 45, 11), np.arange(100.0, 320.0, 2.0)
+    static = values(VINET.energy, v, np.array([0.0, 0.4, 5.0, 40.0]))
+    at = lambda p: quasiharmonic(v, static, t, *debye_like(v, t), pressure=p)
+    found, step = at(0.01), 1e-5
+    inner = slice(2, -2)
+    assert_allclose(-np.gradient(found.gibbs, t)[inner], found.entropy[inner], rtol=2e-3)
+    slope = (at(0.01 + step).gibbs - at(0.01 - step).gibbs) / (2 * step)
+    assert_allclose(slope, found.volume, rtol=1e-6)
+    cp = t * np.gradient(found.entropy, t)
+    assert_allclose(cp[inner], found.cp[inner], rtol=2e-3)
+    assert (found.volume < at(0.0).volume).all()
+    assert (found.adiabatic_bulk_modulus > found.bulk_modulus).all()
+
+
+def test_volumes_beyond_those_computed_are_nan():
+    v, t = np.linspace(39, 40.6, 7), np.arange(10.0, 900.0, 10.0)
+    static = values(VINET.energy, v, np.array([0.0, 0.4, 5.0, 40.0]))
+    found = quasiharmonic(v, static, t, *debye_like(v, t))
+    assert found.outside.any() and not found.outside.all()
+    assert np.isnan(found.volume[found.outside]).all()
+    with pytest.raises(UsageError, match="tables"):
+        quasiharmonic(v, static, t, *(x.T for x in debye_like(v, t)))
+
+
+# --- argon ---------------------------------------------------------------------------------------
+
+MODEL = argon(2.5, onset=0.6, smoothness=3)
+
+
+@pytest.fixture(scope="module")
+def argon_volumes():
+    atoms = bulk("Ar", "fcc", a=5.3)
+    start, info = relax_cell(MODEL, {}, system_of(atoms, MODEL), stress=1e-9)
+    assert info.converged
+    cells = [system_of_cell(scaled(start, f)) for f in np.linspace(0.97, 1.13, 7)]
+    temperatures = np.arange(0.0, 61.0, 4.0)
+    return harmonic_volumes(
+        MODEL.apply, {}, cells, atoms, mesh=(4, 4, 4), temperatures=temperatures
+    )
+
+
+def system_of_cell(system):
+    from ase import Atoms
+
+    return system_of(Atoms(system.numbers, system.positions, cell=system.cell[0], pbc=True), MODEL)
+
+
+def test_argon_expands_as_its_gruneisen_parameters_say(argon_volumes):
+    """Two routes: free energies at seven volumes, and strain derivatives of D(q) at one."""
+    found = quasiharmonic(
+        argon_volumes.volumes,
+        argon_volumes.energies,
+        argon_volumes.temperatures,
+        *argon_volumes.tables,
+    )
+    at = 10  # 40 K
+    atoms = bulk("Ar", "fcc", a=np.cbrt(4 * found.volume[at]))
+    mesh = q_mesh(atoms, (4, 4, 4))
+    keep = np.abs(mesh.q).max(1) > 0
+    parameters, frequencies = volume_gruneisen(
+        MODEL.apply, {}, system_of(atoms, MODEL), atoms, mesh.q[keep]
+    )
+    cheap = expansion_from_gruneisen(
+        found.temperatures,
+        frequencies,
+        parameters,
+        mesh.weights[keep],
+        volume=found.volume[at],
+        bulk_modulus=found.bulk_modulus[at],
+    )
+    whole = mesh.weights[keep].sum() / mesh.weights.sum()  # Gamma holds no mode but translations
+    # central difference over 8 K and what a Vinet curve cannot follow
+    assert_allclose(cheap[at] * whole, found.expansion[at], rtol=0.01)
+    assert 2 < np.nanmean(parameters) < 4  # 2.7 for argon by experiment
+
+
+def test_argon_holds_its_volume_at_zero_kelvin_by_zero_point_motion(argon_volumes):
+    found = quasiharmonic(
+        argon_volumes.volumes,
+        argon_volumes.energies,
+        argon_volumes.temperatures,
+        *argon_volumes.tables,
+    )
+    assert found.volume[0] > 1.02 * found.static[3]
+    assert found.cp[0] == 0 and found.cp[-1] > found.cv[-1]
+    assert (np.diff(found.volume) > 0)[1:].all()
+
+
+def test_all_volumes_share_one_compilation():
+    traces = []
+
+    def apply(params, system):
+        traces.append(1)
+        return MODEL.apply({}, system)
+
+    atoms = bulk("Ar", "fcc", a=5.3)
+    cells = [scaled(system_of(atoms, MODEL), f) for f in (0.97, 1.0, 1.03)]
+    counts = []
+    for some in (cells[:1], cells):
+        del traces[:]
+        jax.clear_caches()
+        harmonic_volumes(apply, {}, some, atoms, mesh=(2, 2, 2), temperatures=[10.0])
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_expansions(folder, capsys):  # noqa: F811
+    model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
+    bulk("Ar", "fcc", a=5.3, cubic=True).write("ar.xyz")
+    options = {"mesh": (3, 3, 3), "temperatures": (0.0, 40.0, 5.0), "span": (0.97, 1.12)}
+    qha("ar.xyz", model=model, json="-", volumes=6, **options)
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_atoms_of_cell"] == 1 and len(found["temperatures_K"]) == 9
+    assert 1e-4 < found["thermal_expansion_per_K"][4] < 1e-3
+    assert 1 < found["bulk_modulus_GPa"][0] < found["static_bulk_modulus_GPa"] < 4
+    with pytest.raises(UsageError, match="--span"):
+        qha("ar.xyz", model=model, json="-", span=(1.01, 1.1))
