@@ -4,10 +4,12 @@ The search is vesin's (every image of a small cell is found); here its pairs are
 receiver and laid out, per receiver or flat, in arrays whose size comes from a geometric ladder.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from jaxmlip.errors import DataError
-from jaxmlip.system import Edges, ladder
+from jaxmlip.system import Edges, System, ladder, pad
 
 
 def neighbor_pairs(positions, cell, pbc, cutoff: float):
@@ -47,6 +49,25 @@ def find_edges(
         return _flat(senders, receivers, shifts, len(positions), capacity)
     most = None if np.any(pbc) else max(len(positions) - 1, 1)
     return _per_receiver(senders, receivers, shifts, len(positions), capacity, most)
+
+
+def edges_within(system: System, *, cutoff: float) -> System:
+    """The system with new edges within `cutoff` (Å), host.
+
+    Arrays of edges never get smaller, and by a quarter or more if they must get larger, so that a
+    structure that shrinks is not compiled anew at every step.
+    """
+    real = int(np.asarray(system.atom_mask).sum())
+    old, flat = system.edges, system.edges is not None and system.edges.receivers is not None
+    positions = np.asarray(system.positions)[:real]
+    edges = find_edges(
+        positions, np.asarray(system.cell)[0], np.asarray(system.pbc)[0], cutoff, flat=flat
+    )
+    numbers, graph = (np.asarray(x)[:real] for x in (system.numbers, system.graph))
+    found = replace(system, positions=positions, numbers=numbers, graph=graph, edges=edges)
+    size, held = edges.senders.shape[-1], 0 if old is None else old.senders.shape[-1]
+    size = held if size <= held else max(size, width(held * 5 // 4))
+    return pad(found, n_atoms=system.n_atoms, **{"n_edges" if flat else "n_neighbors": size})
 
 
 def width(needed: int) -> int:

@@ -35,6 +35,17 @@ def test_a_row_that_does_not_exist_is_refused():
         jaxmlip.hessian(TOY.apply, atoms=[9])({}, SYSTEM)
 
 
+def test_a_mask_chooses_its_true_rows_and_no_other_array_passes_for_indices():
+    mask = np.isin(np.arange(9), [2, 7])
+    found = jax.jit(jaxmlip.hessian(TOY.apply, atoms=mask))({}, SYSTEM)
+    assert_allclose(found, HESSIAN[mask], atol=1e-12)
+    for wrong in (mask[:2], [1.0, 2.5], [[1, 2]]):
+        with pytest.raises(UsageError, match="atoms"):
+            jaxmlip.hessian(TOY.apply, atoms=wrong)({}, SYSTEM)
+    with pytest.raises(UsageError, match="empty"):
+        jaxmlip.hessian(TOY.apply, atoms=mask & False)({}, SYSTEM)
+
+
 def test_hessian_vector_product_is_the_product_with_the_hessian():
     vector = np.random.default_rng(0).normal(size=(9, 3))
     found = jax.jit(jaxmlip.hessian_vector_product(TOY.apply))({}, SYSTEM, vector)

@@ -22,6 +22,7 @@ from jaxmlip.system import pad, strain
 from jaxmlip.vibrations.elasticity import (
     KELVIN,
     METRES_PER_SECOND,
+    _sphere,
     check_relaxed,
     christoffel,
     debye_temperature,
@@ -36,6 +37,7 @@ ARGON = atomic_masses[18]
 TIGHT = {"fmax": 1e-9, "stress": 1e-10, "steps": 500}
 CONSTANTS = jax.jit(elastic_constants(MODEL.apply))
 PREDICT = jax.jit(predict(MODEL.apply))
+MATRIX = jax.jit(dynamical_matrix(MODEL.apply))
 
 
 def relaxed(atoms, **options):
@@ -46,7 +48,7 @@ def relaxed(atoms, **options):
 
 @pytest.fixture(scope="module")
 def fcc():
-    return relaxed(bulk("Ar", "fcc", a=5.25))
+    return relaxed(bulk("Ar", "fcc", a=5.25) * (2, 1, 1))  # of the shape of hcp: one program
 
 
 @pytest.fixture(scope="module")
@@ -132,19 +134,34 @@ def test_a_turned_crystal_has_turned_constants_and_the_same_averages(fcc):
 
 def test_sound_is_the_slope_of_the_acoustic_branches(fcc, hcp):
     """Christoffel's velocities and D(q) near the centre; under pressure too."""
-    matrix = jax.jit(dynamical_matrix(MODEL.apply))
     for system in (fcc, hcp):
         found = CONSTANTS({}, system)
         volume = float(found.volume)
         density = density_of([ARGON] * system.n_atoms, volume)
         q = 1e-3 * np.random.default_rng(1).normal(size=(2, 3))
         wave = 2 * np.pi * q @ np.linalg.inv(system.cell[0]).T
-        d = np.asarray(matrix({}, system, q)) / ARGON
+        d = np.asarray(MATRIX({}, system, q)) / ARGON
         squares = np.linalg.eigvalsh(d)[:, :3]
         slopes = np.sqrt(squares) / np.linalg.norm(wave, axis=1)[:, None] * METRES_PER_SECOND
         for stress in (None, found.stress):  # hydrostatic: the same
             velocities = sound_velocities(found.relaxed, density, wave, stress=stress)
             assert_allclose(velocities, slopes, rtol=3e-5)  # dispersion, (q a)² / 24
+
+
+def test_the_debye_temperature_is_that_of_the_acoustic_branches_under_any_stress(fcc):
+    """Mean of v⁻³ from D(q) near the centre of a crystal that is pulled along z by 3 %."""
+    system = strain(fcc, np.diag([0, 0, 0.03])[None])
+    found = CONSTANTS({}, system)
+    density = density_of([ARGON] * system.n_atoms, float(found.volume))
+    directions, weights = _sphere(4)
+    wave = 1e-3 * directions
+    q = wave @ system.cell[0].T / (2 * np.pi)
+    squares = np.linalg.eigvalsh(np.asarray(MATRIX({}, system, q)))[:, :3] / ARGON
+    mean = (weights @ (np.sqrt(squares) / 1e-3) ** -3.0).mean() ** (-1 / 3)
+    expected = units.hbar / units.kB * np.cbrt(6 * np.pi**2 * density / ARGON) * mean
+    debye = lambda **how: debye_temperature(found.relaxed, density, [ARGON], order=4, **how)
+    assert_allclose(debye(stress=found.stress), expected, rtol=1e-5)  # dispersion, (q a)² / 24
+    assert abs(debye() / expected - 1) > 1e-3
 
 
 def test_padding_changes_nothing(hcp):
@@ -226,6 +243,7 @@ def test_what_cannot_have_constants_is_refused():
         check_relaxed(CONSTANTS({}, system_of(shaken, MODEL)))
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_constants_of_the_primitive_cell(folder, capsys):  # noqa: F811
     model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
     bulk("Ar", "fcc", a=5.3, cubic=True).write("ar.xyz")
@@ -235,3 +253,24 @@ def test_the_command_line_gives_constants_of_the_primitive_cell(folder, capsys):
     assert_allclose(c[0, 1], c[3, 3], rtol=1e-3)  # Cauchy, at a stress of 1e-6 eV/Å³
     assert_allclose(found["bulk_modulus_hill_GPa"], (c[0, 0] + 2 * c[0, 1]) / 3, rtol=1e-6)
     assert found["stable"] and found["n_atoms_of_cell"] == 1
+
+
+def test_a_crystal_that_is_not_relaxed_has_a_stress_and_no_pressure_to_be_relaxed_to(
+    folder,  # noqa: F811
+    capsys,
+):
+    model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
+    crystal = bulk("Ar", "fcc", a=5.3, cubic=True)
+    crystal.set_cell(crystal.cell.array * [1, 1, 1.03], True)
+    crystal.write("pulled.xyz")
+    with pytest.raises(UsageError, match="--pressure"):
+        elastic("pulled.xyz", model=model, relax=False, pressure=1.0)
+    capsys.readouterr()
+    elastic("pulled.xyz", model=model, relax=False, json="-")
+    shown = json.loads(capsys.readouterr().out)
+    primitive = bulk("Ar", "fcc", a=5.3)
+    primitive.set_cell(primitive.cell.array * [1, 1, 1.03], True)
+    found = CONSTANTS({}, system_of(primitive, MODEL))
+    density = density_of([ARGON], float(found.volume))
+    expected = debye_temperature(found.relaxed, density, [ARGON], stress=found.stress)
+    assert_allclose(shown["debye_temperature_K"], expected, rtol=1e-6)

@@ -37,11 +37,11 @@ def test_kept_outputs_are_whole_and_small():
     assert path.stat().st_size < 300_000
 
 
-def slow_if_pulled(path):
-    return pytest.param(path, marks=[pytest.mark.slow] if path.stem == PULLED else [], id=path.stem)
+def slow_after_the_first(path):
+    return pytest.param(path, marks=[pytest.mark.slow] * (path != NOTEBOOKS[0]), id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(slow_if_pulled, NOTEBOOKS))
+@pytest.mark.parametrize("path", map(slow_after_the_first, NOTEBOOKS))
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     if path.stem == PULLED and not NEQUIX.is_file():
         pytest.skip("no weights of nequix-mp-1; JAXMLIP_NEQUIX names their file")

@@ -5,7 +5,6 @@ import lzma
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -16,7 +15,6 @@ from jaxmlip import units
 from jaxmlip.cli.qha import qha
 from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.interfaces.phonopy import q_mesh
-from jaxmlip.md import relax_cell
 from jaxmlip.vibrations.equation_of_state import (
     BIRCH_MURNAGHAN,
     VINET,
@@ -65,8 +63,10 @@ def test_phonopys_numbers_are_reproduced(name, alpha, b, cp):
     at = np.argmin(np.abs(found.temperatures - 300))
     assert_allclose(found.expansion[at], alpha, rtol=2e-5)  # the digits given
     assert_allclose(found.bulk_modulus[at] / units.GPa, b, atol=6e-4)
-    # theirs is a second difference of G; ours Cv + T V alpha² B
-    assert_allclose(found.cp[at] / MOLAR, cp, rtol=1.2e-4)
+    # a second difference of G. Their fit of G ends early: a unit of energy that is 1e-6 larger
+    # changes their third decimal by up to 5
+    assert_allclose(found.cp_from_gibbs[at] / MOLAR, cp, atol=4e-3)
+    assert_allclose(found.cp[at], found.cp_from_gibbs[at], rtol=1e-4)  # Cv + T V alpha² B
     assert not found.outside.any()
 
 
@@ -146,6 +146,7 @@ def test_gibbs_energies_obey_thermodynamics():
     assert_allclose(slope, found.volume, rtol=1e-6)
     cp = t * np.gradient(found.entropy, t)
     assert_allclose(cp[inner], found.cp[inner], rtol=2e-3)
+    assert_allclose(found.cp_from_gibbs[inner], found.cp[inner], rtol=2e-3)
     assert (found.volume < at(0.0).volume).all()
     assert (found.adiabatic_bulk_modulus > found.bulk_modulus).all()
 
@@ -163,18 +164,21 @@ def test_volumes_beyond_those_computed_are_nan():
 # --- argon ---------------------------------------------------------------------------------------
 
 MODEL = argon(2.5, onset=0.6, smoothness=3)
+TRACES = []
+
+
+def counted(params, system):
+    TRACES.append(1)
+    return MODEL.apply({}, system)
 
 
 @pytest.fixture(scope="module")
 def argon_volumes():
-    atoms = bulk("Ar", "fcc", a=5.3)
-    start, info = relax_cell(MODEL, {}, system_of(atoms, MODEL), stress=1e-9)
-    assert info.converged
+    atoms = bulk("Ar", "fcc", a=5.32)
+    start = system_of(atoms, MODEL)
     cells = [system_of_cell(scaled(start, f)) for f in np.linspace(0.97, 1.13, 7)]
     temperatures = np.arange(0.0, 61.0, 4.0)
-    return harmonic_volumes(
-        MODEL.apply, {}, cells, atoms, mesh=(4, 4, 4), temperatures=temperatures
-    )
+    return harmonic_volumes(counted, {}, cells, atoms, mesh=(4, 4, 4), temperatures=temperatures)
 
 
 def system_of_cell(system):
@@ -224,22 +228,9 @@ def test_argon_holds_its_volume_at_zero_kelvin_by_zero_point_motion(argon_volume
     assert (np.diff(found.volume) > 0)[1:].all()
 
 
-def test_all_volumes_share_one_compilation():
-    traces = []
-
-    def apply(params, system):
-        traces.append(1)
-        return MODEL.apply({}, system)
-
-    atoms = bulk("Ar", "fcc", a=5.3)
-    cells = [scaled(system_of(atoms, MODEL), f) for f in (0.97, 1.0, 1.03)]
-    counts = []
-    for some in (cells[:1], cells):
-        del traces[:]
-        jax.clear_caches()
-        harmonic_volumes(apply, {}, some, atoms, mesh=(2, 2, 2), temperatures=[10.0])
-        counts.append(len(traces))
-    assert counts[0] == counts[1]
+def test_all_volumes_share_one_compilation(argon_volumes):
+    """A compilation for each would trace the potential once for each, at the least."""
+    assert 0 < len(TRACES) < len(argon_volumes.volumes)
 
 
 @pytest.mark.slow

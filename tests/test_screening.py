@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ import ase.build
 import numpy as np
 import pytest
 import typer
-from ase.io import write
+from ase.io import read, write
 from numpy.testing import assert_allclose
 from screening_items import deadly, logged, square
 
 from jaxmlip import units
 from jaxmlip.cli import screen
+from jaxmlip.derivatives import bloch, lanczos, second
 from jaxmlip.derivatives.bloch import dynamical_matrix
 from jaxmlip.errors import (
     DataError,
@@ -213,18 +214,58 @@ def test_results_that_are_not_plain_json_are_failures_not_files(tmp_path):
         assert not out.results and not list(tmp_path.iterdir()), value
 
 
-def test_an_item_that_kills_its_worker_fails_alone(tmp_path):
+@pytest.mark.parametrize("killer", [1, 2])
+def test_an_item_that_kills_its_worker_fails_alone(tmp_path, killer):
     """Others that were in flight are run again, without an attempt on their account."""
     out = map_resumable(
         deadly,
-        items_of(range(6), deadly=2),
+        items_of(range(6), deadly=killer),
         executor=processes(2),
         folder=tmp_path,
         retries=0,
         in_flight=2,
     )
-    assert list(out.failures) == ["n2"] and "worker died" in out.failures["n2"].reason
-    assert out.results == {f"n{x}": {"square": x * x} for x in (0, 1, 3, 4, 5)}
+    assert list(out.failures) == [f"n{killer}"]
+    assert "worker died" in out.failures[f"n{killer}"].reason
+    assert out.results == {f"n{x}": {"square": x * x} for x in range(6) if x != killer}
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_whoever_is_suspected_runs_without_company(tmp_path, in_flight):
+    """A pool whose workers all die with the first that does, as that of `processes`."""
+    together = []
+
+    class Fragile(Executor):
+        def __init__(self):
+            self.handed = []
+
+        def submit(self, attempt, function, item, number):
+            self.handed.append((future := Future(), item))
+            if len(self.handed) == 1:
+                threading.Timer(0.05, self.run).start()  # when all are in
+            return future
+
+        def run(self):
+            together.append([item["x"] for _, item in self.handed])
+            done, self.handed = self.handed, []
+            for future, item in done:
+                if any(i["x"] in i["deadly"] for _, i in done):
+                    future.set_exception(BrokenExecutor())
+                else:
+                    future.set_result({"result": square(item), "seconds": 0.0})
+
+        def shutdown(self, wait=True):
+            pass
+
+    items = items_of(range(7), deadly=[1, 3, 6])
+    out = map_resumable(
+        square, items, executor=Fragile, folder=tmp_path, retries=0, in_flight=in_flight
+    )
+    assert list(out.failures) == ["n1", "n3", "n6"]
+    assert list(out.results) == ["n0", "n2", "n4", "n5"]
+    runs = [x for wave in together for x in wave]
+    for x in range(7):  # at most once in a pool that died, then alone
+        assert runs.count(x) == 1 or (runs.count(x) == 2 and [x] in together), together
 
 
 def test_names_that_are_no_file_names_are_refused_before_anything_runs(tmp_path):
@@ -403,6 +444,41 @@ def test_the_key_of_a_structure_is_its_content_the_model_and_the_settings(folder
     assert key(moved, settings) != same
     for other in ({"fmax": 1e-2}, {"temperatures": (310.0,)}, {"relax": False}, {"probes": 2}):
         assert key(folder / "small.cif", replace(settings, **other)) != same, other
+
+
+def test_atoms_that_are_not_relaxed_are_where_the_file_has_them(folder):
+    """Energy and positions to float64: nothing on the way was rounded to float32."""
+    file, settings = folder / "small.cif", work.Settings(relax=False)
+    items = work.items([file], str(folder / "lj.safetensors"), settings)
+    found = work.heat_capacity(items["small"])
+    potential, params, *_ = springs()
+    system = from_ase(read(file), potential.cutoff)
+    assert_allclose(found["positions_A"], system.positions, rtol=0, atol=1e-13)
+    energy = float(potential.apply(params, system)["energy"][0])
+    assert_allclose(found["energy_eV"], energy, rtol=1e-13)
+    assert found["relax_dtype"] == "float64" and found["relax_steps"] == 0
+
+
+@pytest.mark.parametrize("how", [{"qpoints": ((0.5, 0.0, 0.0),)}, {"probes": 3}])
+def test_every_route_keeps_to_the_memory_of_one_worker(folder, monkeypatch, how):
+    """4000 bytes for each of two workers: one direction at a time, where 2e8 take all at once.
+
+    That is as much as is fast, however much there is.
+    """
+    chunks = []
+    in_chunks = second.in_chunks
+
+    def seen(function, items, chunk):
+        chunks.append(chunk)
+        return in_chunks(function, items, chunk)
+
+    monkeypatch.setattr(bloch, "in_chunks", seen)
+    monkeypatch.setattr(lanczos, "in_chunks", seen)
+    settings = work.Settings(relax=False, **how)
+    for memory in (8000.0, None, 1e12):
+        files, model = [folder / "small.cif"], str(folder / "lj.safetensors")
+        work.heat_capacity(work.items(files, model, settings, memory=memory, workers=2)["small"])
+    assert chunks[0] == 1 < chunks[-2] == chunks[-1]
 
 
 def test_what_is_no_crystal_is_refused(folder, tmp_path):

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 
 import jaxmlip
-from jaxmlip import pretrained
+from jaxmlip import pretrained, units
 from jaxmlip.cli.main import main
 from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.models import LennardJones, checkpoint
@@ -173,6 +173,19 @@ def test_a_search_that_fails_says_so_and_ends():
     with pytest.raises(NumericalError, match="not finite"):
         collapsed = np.zeros((4, 3))
         transition_state(ARGON, {}, cluster_without_checks(collapsed), masses=[39.948] * 4)
+
+
+def test_a_minimum_whose_lowest_modes_are_not_resolved_is_not_called_one():
+    """No mode is known to be wrong, so there is nowhere to go: the search ends and says why."""
+    exact = exact_hessian()
+    vague = exact._replace(modes=lambda *args: exact.modes(*args)._replace(certain=False))
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    start, masses = cluster(0.4 * corners), [39.948] * 4
+    _, found = minimum(ARGON, {}, start, masses=masses, curvature=vague)
+    assert not found.converged and found.n_imaginary == 0 and found.fmax < 1e-4
+    assert "lowest modes not resolved" in found.reason
+    _, saddle = saddle_of_argon(vague)
+    assert not saddle.converged and "lowest modes not resolved" in saddle.reason
 
 
 def cluster_without_checks(positions):
@@ -338,18 +351,20 @@ def test_modes_of_chosen_atoms_hold_the_others(argon, capsys):
     assert "no atom 4" in capsys.readouterr().err
 
 
-def test_an_isotope_changes_masses_and_nothing_else(argon, capsys):
+def test_an_isotope_changes_masses_and_a_concentration_the_pressure_and_nothing_else(argon, capsys):
     corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     Atoms("Ar4", 2 ** (1 / 6) / np.sqrt(8) * corners).write("tetrahedron.xyz")
     found = []
-    for extra in ([], ["--isotope", "0=40", "--isotope", "Ar=36"]):
+    for extra in ([], ["--isotope", "0=40", "--isotope", "Ar=36"], ["--concentration", "1"]):
         command = ["modes", "tetrahedron.xyz", *argon[1:], "--no-relax", "--json", "-", *extra]
         assert main(command) == 0
         found.append(json.loads(capsys.readouterr().out))
     ratio = np.array(found[1]["frequencies_cm1"]) / found[0]["frequencies_cm1"]
     assert_allclose(ratio, np.sqrt(39.948 / 35.96754626), rtol=1e-9)  # rounding, degenerate
-    assert [f["symmetry_number"] for f in found] == [12, 12]
+    assert [f["symmetry_number"] for f in found] == [12, 12, 12]
     assert found[0]["energy_eV"] == found[1]["energy_eV"]
+    work = found[2]["gibbs_energy_eV"] - found[0]["gibbs_energy_eV"]
+    assert_allclose(work, units.kB * 298.15 * np.log(24.78957), rtol=1e-6)  # R T mol/L in bar
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from jaxmlip import units
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, task
-from jaxmlip.errors import NumericalError
+from jaxmlip.errors import NumericalError, UsageError
 
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
@@ -46,6 +46,12 @@ def elastic(
 
     output = plan(file, [], json_file=json, overwrite=overwrite)
     session.positive(fmax=fmax, stress=stress, symprec=symprec)
+    if pressure and not relax:
+        raise UsageError(
+            f"--pressure {pressure:g} with --no-relax: a cell that is kept has the stress it has",
+            where="--pressure",
+            fix="leave out one of them; the stress found is part of the results",
+        )
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
@@ -105,7 +111,7 @@ def _results(found, atoms, output) -> dict:
     density = e.density_of(atoms.get_masses(), float(found.volume))
     known = e.elasticity(found.relaxed, density=density)
     try:
-        debye = e.debye_temperature(found.relaxed, density, atoms.get_masses())
+        debye = e.debye_temperature(found.relaxed, density, atoms.get_masses(), stress=found.stress)
     except NumericalError:
         debye = None
     if not known.stable:

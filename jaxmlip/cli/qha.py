@@ -188,6 +188,7 @@ def _json(found, result) -> dict:
         "entropy_J_per_K_mol": result.entropy * molar,
         "cv_J_per_K_mol": result.cv * molar,
         "cp_J_per_K_mol": result.cp * molar,
+        "cp_from_gibbs_J_per_K_mol": result.cp_from_gibbs * molar,
         "gruneisen_parameter": result.gruneisen,
         "fit_misfit_eV": result.misfit,
     }

@@ -9,7 +9,7 @@ from jaxmlip import units
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, write_extxyz
-from jaxmlip.errors import DataError, NumericalError, UsageError
+from jaxmlip.errors import NumericalError, UsageError
 
 
 def relax(
@@ -45,7 +45,7 @@ def relax(
     Atoms held by FixAtoms keep their positions, with --cell their fractional coordinates. Exit
     status 4 if it does not converge; the best structure is written all the same.
     """
-    from jaxmlip.cli import analysis, crystals, session
+    from jaxmlip.cli import analysis, crystals, selection, session
     from jaxmlip.interfaces.ase import from_ase
 
     output = plan(file, ["relaxed.xyz"], out=out, json_file=json, overwrite=overwrite)
@@ -57,7 +57,7 @@ def relax(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
-    fixed = _fixed(atoms, file)
+    fixed = selection.held(atoms, file)
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("relax", opened, len(atoms))
     how = {"fmax": fmax, "steps": steps, "method": method, "fixed": fixed}
@@ -104,26 +104,6 @@ def relax(
             code="JM304",
             fix="more --steps, a larger --fmax, or --method fire",
         )
-
-
-def _fixed(atoms, where):
-    """[n_atoms] True for atoms held by FixAtoms, or None; other constraints are refused."""
-    import numpy as np
-    from ase.constraints import FixAtoms
-
-    if not atoms.constraints:
-        return None
-    held = np.zeros(len(atoms), bool)
-    for constraint in atoms.constraints:
-        if not isinstance(constraint, FixAtoms):
-            raise DataError(
-                f"constraint {type(constraint).__name__} is not known here",
-                where=where,
-                code="JM215",
-                fix="FixAtoms, or no constraints",
-            )
-        held[constraint.index] = True
-    return held
 
 
 def _cell_results(atoms, info, pressure) -> dict:

@@ -74,7 +74,7 @@ def screen(
     ] = Imaginary.left_out,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="GB", help="For Hessians, all workers together."),
+        typer.Option(min=0.01, metavar="GB", help="For second derivatives, all workers together."),
     ] = None,
     json: options.Json = None,
     dtype: options.Precision = Dtype.float64,

@@ -42,18 +42,26 @@ class SpectralDensity:
         return len(self.diagonals)
 
 
-def spectral_density(apply, *, n_probes: int = 5, n_steps: int = 20, project: bool = True):
+def spectral_density(
+    apply,
+    *,
+    n_probes: int = 5,
+    n_steps: int = 20,
+    project: bool = True,
+    memory: float | None = None,
+):
     """(params, system, masses, key) -> `SpectralDensity` of one structure; a host function.
 
     n_probes x n_steps Hessian-vector products, linearised once, compiled once. Lanczos vectors
     are kept (n_steps x 3 n_atoms numbers a probe) and fully reorthogonalised: no ghosts.
     Translations, and rotations of molecules, are projected out unless project=False. masses: amu,
-    of the real atoms. key: `jax.random.key`.
+    of the real atoms. key: `jax.random.key`. memory: bytes that the products of the probes of one
+    chunk may use, as for `hessian`.
     """
     for name, value in (("n_probes", n_probes), ("n_steps", n_steps)):
         if not value >= 1:
             raise UsageError(f"{name} is {value}; it must be at least 1", where="spectral_density")
-    program = jax.jit(_quadratures(apply, n_probes, n_steps))
+    program = jax.jit(_quadratures(apply, n_probes, n_steps, memory))
 
     def spectral_density_of(params, system, masses, key):
         inverse = inverse_roots(system, masses)
@@ -112,7 +120,9 @@ def _means(density, function, n_steps):
     return average(values), average(values**2)
 
 
-def _quadratures(apply, n_probes, n_steps):
+def _quadratures(apply, n_probes, n_steps, memory):
+    memory = chunk_memory() if memory is None else memory
+
     def quadratures(params, system, inverse_root, rigid, key):
         positions = jnp.asarray(system.positions)
         product, project = mass_weighted_product(apply, params, system, inverse_root, rigid)
@@ -123,7 +133,7 @@ def _quadratures(apply, n_probes, n_steps):
             return _lanczos(product, project(jnp.where(inverse_root > 0, start, 0)), n_steps)
 
         at = gradient_at(apply, params, system)
-        chunk = rows_at_once(at, positions, chunk_memory(), n_probes)
+        chunk = rows_at_once(at, positions, memory, n_probes)
         return in_chunks(probe, jax.random.split(key, n_probes), chunk)
 
     return quadratures

@@ -25,7 +25,7 @@ def hessian_vector_product(apply):
 def hessian(apply, *, atoms=None, memory: float | None = None):
     """d²E/drdr, [n_atoms, 3, n_atoms, 3], eV/Å²; with `atoms` only the rows of those atoms.
 
-    atoms: indices (host integers) of the rows wanted, [n_rows, 3, n_atoms, 3].
+    atoms: indices (host integers) of the rows wanted, or a mask [n_atoms]: [n_rows, 3, n_atoms, 3].
     memory: bytes that the rows of one chunk may use; fewer rows at a time need less of it. By
     default 2e8 on CPU, where small chunks that stay in cache are faster, 2e9 elsewhere. This is a
     count made while tracing; `plan_hessian` asks the compiler and keeps a limit on everything.
@@ -121,10 +121,21 @@ def _bytes(jaxpr) -> int:
 
 
 def chosen(atoms, n_atoms: int):
-    """The rows asked for as host integers; all for None. Raises `IndexError` for others."""
+    """The rows asked for as host integers: all for None, those that are True for a mask [n_atoms].
+
+    Raises `IndexError` for atoms that are not there, `UsageError` for what is no list of integers.
+    """
     rows = np.arange(n_atoms) if atoms is None else np.atleast_1d(np.asarray(atoms))
-    if not len(rows):
+    if rows.shape == (n_atoms,) and rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    if not rows.size:
         raise UsageError("atoms is empty: no rows are asked for", where="hessian")
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise UsageError(
+            f"atoms is of shape {rows.shape} and {rows.dtype}",
+            where="hessian",
+            fix=f"a list of integers, or a mask of {n_atoms} booleans",
+        )
     outside = rows[(rows < 0) | (rows >= n_atoms)]
     if len(outside):  # JAX would clamp the index without a word
         raise IndexError(f"atoms holds atom {outside[0]}, the system has atoms 0 to {n_atoms - 1}")

@@ -28,8 +28,9 @@ class SparseHessian:
     indices: np.ndarray  # [n_blocks, 2] (atom, atom), sorted, both orders of every pair
     blocks: np.ndarray  # [n_blocks, 3, 3] eV/Å²
     n_atoms: int
+    hops: int | None  # edges apart at which atoms still feel one another; None: any number
     n_colours: int
-    n_products: int  # Hessian-vector products used: three a colour, and one to check
+    n_products: int  # Hessian-vector products used: three a colour, trials included, one to check
     n_columns: int  # products that a dense Hessian would need
     residual: float  # |H v - blocks v| / |H v| for a random v
 
@@ -39,44 +40,53 @@ class SparseHessian:
         return self.n_products < self.n_columns
 
     def __str__(self):
+        reach = "all atoms" if self.hops is None else f"{self.hops} edges apart"
         verdict = "" if self.pays else ": colouring does not pay, use the dense Hessian"
-        return f"{self.n_colours} colours, {self.n_products} products of {self.n_columns}{verdict}"
+        used = f"{self.n_products} products of {self.n_columns}"
+        return f"{reach}, {self.n_colours} colours, {used}{verdict}"
 
 
-def sparse_hessian(apply, *, hops: int, memory: float | None = None, tolerance=None):
+def sparse_hessian(
+    apply, *, hops: int | None = None, memory: float | None = None, tolerance: float | None = None
+):
     """(params, system) -> `SparseHessian`; a host function, compiled once for each shape.
 
     hops: how many edges apart atoms can still feel one another: 1 for a pair potential, 2 for
     one layer of many-body terms, 2 n for n layers. Counted on the system's own edges, so periodic
-    images and small cells are right by themselves. memory: bytes for a chunk, as for `hessian`.
-    Too few hops, or anything of longer range, is found by one product with a random vector and
-    raises `NumericalError`, where it is off by more than `tolerance` (1e-10, in float32 1e-4).
+    images and small cells are right by themselves. Too few, or anything of longer range, is found
+    by one product with a random vector that is off by more than `tolerance` (1e-10, in float32
+    1e-4), and raises `NumericalError`. None: 1, 2, 4 ... are tried until that product is right;
+    before the trials have used as many products as there are columns, all columns are computed
+    instead. A number that is known saves products and compilations. memory: bytes for a chunk, as
+    for `hessian`.
     """
-    if hops < 1:
+    if hops is not None and hops < 1:
         raise UsageError(f"hops is {hops}; atoms that share an edge are 1 apart", where="hops")
     products = jax.jit(_products(apply, memory))
     check = jax.jit(hessian_vector_product(apply))
 
     def sparse_hessian_of(params, system):
-        near = neighbourhoods(system, hops)
-        colours = colouring(near)
-        tangents = _tangents(colours, system)
-        columns = np.asarray(products(params, system, tangents), np.float64)
-        indices = np.array([(i, j) for i, js in enumerate(near) for j in js]).reshape(-1, 2)
-        i, j = indices.T
-        blocks = columns[colours[j], :, i].swapaxes(1, 2)  # [block, of i, of j]
-        residual = _residual(check, params, system, indices, blocks)
-        _refuse(residual, tolerance, hops, tangents.dtype)
-        n_real = int((np.asarray(system.numbers) > 0).sum())
-        return SparseHessian(
-            indices=indices,
-            blocks=blocks,
-            n_atoms=system.n_atoms,
-            n_colours=len(tangents),
-            n_products=3 * len(tangents) + 1,
-            n_columns=3 * n_real,
-            residual=residual,
-        )
+        _check_edges(system)
+        probe, limit = _probe(check, params, system), _limit(system, tolerance)
+        n_products = 1
+        for reach, near, colours in _trials(system, hops):
+            tangents = _tangents(colours, system)
+            columns = np.asarray(products(params, system, tangents), np.float64)
+            n_products += 3 * len(tangents)
+            indices, blocks = _blocks(columns, near, colours)
+            found = SparseHessian(
+                indices=indices,
+                blocks=blocks,
+                n_atoms=system.n_atoms,
+                hops=reach,
+                n_colours=len(tangents),
+                n_products=n_products,
+                n_columns=3 * _n_real(system),
+                residual=_residual(probe, indices, blocks),
+            )
+            if found.residual <= limit:
+                return found
+        raise _wrong(found, limit)
 
     return sparse_hessian_of
 
@@ -91,8 +101,7 @@ def dense(hessian: SparseHessian) -> np.ndarray:
 
 def neighbourhoods(system, hops: int) -> list[np.ndarray]:
     """For every atom the atoms at most `hops` edges away and itself, sorted; none for padding."""
-    if system.edges is None:
-        raise DataError("the system has no edges", where="sparse_hessian")
+    _check_edges(system)
     direct = _direct(system)
     near = [np.array([i], int) for i in range(system.n_atoms)]
     for _ in range(hops):
@@ -129,6 +138,35 @@ def _direct(system):
     return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, n)))
 
 
+def _trials(system, hops):
+    """(hops, neighbourhoods, colours) in the order to be tried."""
+    if hops is not None:
+        near = neighbourhoods(system, hops)
+        yield hops, near, colouring(near)
+        return
+    hops, size, n_left = 1, 0, _n_real(system)
+    while True:
+        near = neighbourhoods(system, hops)
+        before, size = size, sum(map(len, near))
+        if size == before or max(map(len, near)) >= n_left:  # there are at least so many colours
+            break
+        colours = colouring(near)
+        n_left -= colours.max() + 1
+        if n_left <= 0:
+            break
+        yield hops, near, colours
+        hops *= 2
+    real = np.asarray(system.numbers) > 0
+    everyone = np.flatnonzero(real)
+    yield None, [everyone if x else everyone[:0] for x in real], np.cumsum(real) - 1
+
+
+def _blocks(columns, near, colours):
+    """Indices [n_blocks, 2] and blocks [n_blocks, of i, of j] of columns [colour, 3, atom, 3]."""
+    i, j = np.repeat(np.arange(len(near)), [len(js) for js in near]), np.concatenate(near)
+    return np.stack([i, j], 1), columns[colours[j], :, i].swapaxes(1, 2)
+
+
 def _tangents(colours, system):
     """[n_colours, n_atoms] 1 for the atoms of a colour."""
     real = np.asarray(system.numbers) > 0
@@ -156,21 +194,45 @@ def _products(apply, memory):
     return products
 
 
-def _residual(check, params, system, indices, blocks):
+def _probe(check, params, system):
+    """A random v and H v, [n_atoms, 3] each."""
     positions = jnp.asarray(system.positions)
     v = np.random.default_rng(0).normal(size=positions.shape)
-    expected = np.asarray(check(params, system, jnp.asarray(v, positions.dtype)), np.float64)
+    return v, np.asarray(check(params, system, jnp.asarray(v, positions.dtype)), np.float64)
+
+
+def _residual(probe, indices, blocks):
+    v, expected = probe
     found = np.zeros_like(v)
     np.add.at(found, indices[:, 0], np.einsum("kab,kb->ka", blocks, v[indices[:, 1]]))
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-300))
 
 
-def _refuse(residual, tolerance, hops, dtype):
-    limit = tolerance or (1e-10 if dtype == np.float64 else 1e-4)
-    if not residual <= limit:
-        raise NumericalError(
-            f"atoms more than {hops} edges apart feel one another: a random product is off by "
-            f"{residual:.2g}, limit {limit:.2g}",
+def _limit(system, tolerance):
+    if tolerance is not None:
+        return tolerance
+    return 1e-10 if jnp.asarray(system.positions).dtype == np.float64 else 1e-4
+
+
+def _n_real(system) -> int:
+    return int((np.asarray(system.numbers) > 0).sum())
+
+
+def _check_edges(system):
+    if system.edges is None:
+        raise DataError("the system has no edges", where="sparse_hessian")
+
+
+def _wrong(found, limit) -> NumericalError:
+    off = f"a random product is off by {found.residual:.2g}, limit {limit:.2g}"
+    if found.hops is None or not np.isfinite(found.residual):
+        return NumericalError(
+            f"the columns are not those of a Hessian: {off}",
             where="sparse_hessian",
-            fix="more hops (two for each layer of message passing), or the dense hessian",
+            fix="look for values that are not finite; in float32, float64 or a larger tolerance",
         )
+    return NumericalError(
+        f"atoms more than {found.hops} edges apart feel one another: {off}",
+        where="sparse_hessian",
+        fix="more hops (two for each layer of message passing); without hops= they are found",
+    )

@@ -16,22 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.derivatives.first import total_energy
-from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.errors import UsageError
 from jaxmlip.md.minimizers import Minimizer, energy_noise, lbfgs
-from jaxmlip.neighbors import find_edges
-from jaxmlip.system import Array, System, pad
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelaxInfo:
-    """How a relaxation stands or ended."""
-
-    converged: bool
-    n_steps: int  # evaluations of energy and forces
-    fmax: float  # eV/Å, largest norm of the force on a free atom
-    energy: float  # eV; with a pressure the enthalpy E + pV
-    reason: str  # why it ended, in words
-    stress: float | None = None  # eV/Å³, largest free component of stress + pressure; None: no cell
+from jaxmlip.md.outcome import RelaxInfo, info_of, raise_if_broken
+from jaxmlip.neighbors import edges_within
+from jaxmlip.system import Array, System
 
 
 class Coordinates(NamedTuple):
@@ -155,8 +144,8 @@ def minimise(
             step=method.step,
             coordinates=coordinates,
         )
-        info = _info(progress, aim)
-        _raise_if_broken(progress, system.n_atoms)
+        info = info_of(progress, aim)
+        raise_if_broken(progress, system.n_atoms)
         if report is not None:
             report(info)
         if info.converged or info.n_steps >= steps or progress.idle >= aim.patience:
@@ -172,20 +161,6 @@ def held_atoms(system, fixed):
     """[n_atoms] True for padding and for atoms that are fixed."""
     held = ~np.asarray(system.atom_mask)
     return held if fixed is None else held | np.asarray(fixed, bool)
-
-
-def edges_within(system: System, *, cutoff: float) -> System:
-    """The system with new edges within `cutoff` (Å), host; arrays of edges never get smaller."""
-    real = int(np.asarray(system.atom_mask).sum())
-    old, flat = system.edges, system.edges is not None and system.edges.receivers is not None
-    positions = np.asarray(system.positions)[:real]
-    edges = find_edges(
-        positions, np.asarray(system.cell)[0], np.asarray(system.pbc)[0], cutoff, flat=flat
-    )
-    bare = jax.tree.map(lambda x: np.asarray(x)[:real], (system.numbers, system.graph))
-    found = replace(system, positions=positions, numbers=bare[0], graph=bare[1], edges=edges)
-    width = max(edges.senders.shape[-1], 0 if old is None else old.senders.shape[-1])
-    return pad(found, n_atoms=system.n_atoms, **{"n_edges" if flat else "n_neighbors": width})
 
 
 # --- positions alone -----------------------------------------------------------------------------
@@ -281,46 +256,4 @@ def _start(trial):
         distance=infinite(trial.dtype),
         finite=jnp.asarray(True),
         broken=jnp.zeros(len(trial), bool),
-    )
-
-
-# --- in words ------------------------------------------------------------------------------------
-
-
-def _info(progress, aim) -> RelaxInfo:
-    converged = float(progress.distance) <= 1
-    return RelaxInfo(
-        converged=converged,
-        n_steps=int(progress.n_steps),
-        fmax=float(progress.fmax),
-        energy=float(progress.energy),
-        reason=_reason(progress, aim, converged),
-        stress=float(progress.stress) if np.isfinite(aim.stress) else None,
-    )
-
-
-def _reason(progress, aim, converged) -> str:
-    fmax, n_steps, idle = float(progress.fmax), int(progress.n_steps), int(progress.idle)
-    stress = float(progress.stress) if np.isfinite(aim.stress) else None
-    at = f"fmax {fmax:.3g} eV/Å" + ("" if stress is None else f", stress {stress:.3g} eV/Å³")
-    wanted = f"{aim.fmax:g} eV/Å" + ("" if stress is None else f" and {aim.stress:g} eV/Å³")
-    if converged:
-        return f"{at}; asked for {wanted}"
-    if idle >= aim.patience:
-        return (
-            f"no progress in {idle} evaluations in {progress.trial.dtype}: it stays at {at} "
-            f"above {wanted}; use float64 or a larger limit"
-        )
-    return f"{n_steps} evaluations, {at}; asked for {wanted}"
-
-
-def _raise_if_broken(progress, n_atoms):
-    if progress.finite:
-        return
-    atoms = np.flatnonzero(np.asarray(progress.broken)[:n_atoms])
-    what = f"the forces on atoms {atoms[:10].tolist()}" if len(atoms) else "the energy"
-    raise NumericalError(
-        f"{what} {'are' if len(atoms) else 'is'} not finite",
-        fix="look for atoms on top of each other or elements the model does not know",
-        where=f"relax, step {int(progress.n_steps)}",
     )

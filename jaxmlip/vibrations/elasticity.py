@@ -125,15 +125,16 @@ def sound_velocities(constants, density: float, directions, *, stress=None) -> n
     return np.sign(squares) * np.sqrt(np.abs(squares)) * METRES_PER_SECOND
 
 
-def debye_temperature(constants, density: float, masses, *, order: int = 32) -> float:
+def debye_temperature(constants, density: float, masses, *, stress=None, order: int = 32) -> float:
     """K, of the exact mean of v⁻³ over all directions and the three branches.
 
-    theta = (hbar/k) (6 pi² n)^(1/3) v, n atoms per volume: the limit of low temperatures. order:
-    of the quadrature on the sphere; 32 is exact to six digits for cubic metals. Raises
-    `NumericalError` where sound has no velocity.
+    theta = (hbar/k) (6 pi² n)^(1/3) v, n atoms per volume: the limit of low temperatures. stress:
+    as for `christoffel`. order: of the quadrature on the sphere; 32 is exact to six digits for
+    cubic metals. Raises `NumericalError` where sound has no velocity.
     """
     directions, weights = _sphere(order)
-    velocities = sound_velocities(constants, density, directions) / METRES_PER_SECOND
+    velocities = sound_velocities(constants, density, directions, stress=stress)
+    velocities = velocities / METRES_PER_SECOND
     if velocities.min() <= 0:
         raise NumericalError(
             f"the crystal is unstable: density v² is {velocities.min():.3g} along some direction",

@@ -183,17 +183,20 @@ def gamma_spectrum(apply, *, memory: float | None = None) -> Callable:
     return spectrum_of
 
 
-def lanczos_spectrum(apply, *, n_probes: int = 5, n_steps: int = 20, seed: int = 0) -> Callable:
+def lanczos_spectrum(
+    apply, *, n_probes: int = 5, n_steps: int = 20, seed: int = 0, memory: float | None = None
+) -> Callable:
     """(params, system, masses) -> `Spectrum` at Γ of a cell too large for its Hessian.
 
     n_probes x n_steps Hessian-vector products (`derivatives.lanczos`); heat capacities then have an
-    error bar. Imaginary modes are a fraction of the weight, an estimate of their number.
+    error bar. Imaginary modes are a fraction of the weight, an estimate of their number. memory:
+    bytes that the probes of one chunk may use.
     """
     import jax
 
     from jaxmlip.derivatives.lanczos import nodes_and_weights, spectral_density
 
-    density_of = spectral_density(apply, n_probes=n_probes, n_steps=n_steps)
+    density_of = spectral_density(apply, n_probes=n_probes, n_steps=n_steps, memory=memory)
 
     def spectrum_of(params, system, masses) -> Spectrum:
         _real_atoms(system, masses)

@@ -1,7 +1,7 @@
 """Isotopes: other masses, the same Hessian; and the ratios of equilibria and rates they make.
 
-Bigeleisen and Mayer, 1947, 10.1063/1.1746492; Bigeleisen and Wolfsberg, 1958,
-10.1002/9780470143476.ch2. Harmonic and without tunnelling unless a correction is given.
+Bigeleisen and Mayer, J. Chem. Phys. 15 (1947) 261; Bigeleisen and Wolfsberg, 1958. Harmonic and
+without tunnelling unless a correction is given.
 """
 
 from collections.abc import Callable

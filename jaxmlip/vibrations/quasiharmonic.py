@@ -50,6 +50,15 @@ class Quasiharmonic:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.bulk_modulus * np.where(self.cv > 0, self.cp / self.cv, 1.0)
 
+    @property
+    def cp_from_gibbs(self) -> np.ndarray:
+        """[n] eV/K, -T d²G/dT² by second differences of `gibbs`: a check of `cp`; NaN at the ends.
+
+        What phonopy calls heat_capacity_P_numerical. Second differences magnify what a fit leaves
+        open: on temperatures 2 K apart 1e-10 eV in G are 1e-8 eV/K here, 1e-3 of R.
+        """
+        return -self.temperatures * _second_difference(self.gibbs, self.temperatures)
+
 
 def quasiharmonic(
     volumes,
@@ -68,7 +77,8 @@ def quasiharmonic(
     energies: eV, without vibrations. free_energies eV, entropies and heat_capacities (at constant
     volume) eV/K. temperatures [T] K, ascending, 3 or more: the expansion is the slope of V(T) by
     central differences, good to (spacing)². Cp = Cv + T V alpha² B; entropies and Cv are brought
-    to the volume by polynomials of `order`. equation: `VINET` or `BIRCH_MURNAGHAN`.
+    to the volume by polynomials of `order` (phonopy's other Cp takes dS/dV there for alpha B, its
+    heat_capacity_P_polyfit). equation: `VINET` or `BIRCH_MURNAGHAN`.
     """
     volumes, energies = np.asarray(volumes, float), np.asarray(energies, float)
     temperatures = np.asarray(temperatures, float)
@@ -126,6 +136,13 @@ def expansion_from_gruneisen(
         capacity = _capacity(np.where(real, frequencies, 1.0), temperature)
         out.append((gamma * capacity).sum() / (bulk_modulus * volume))
     return np.array(out)
+
+
+def _second_difference(values, x):
+    """[n] on points [n] of any spacing, NaN at the ends."""
+    left, right = np.diff(x)[:-1], np.diff(x)[1:]
+    slopes = np.diff(values) / np.diff(x)
+    return np.pad(2 * np.diff(slopes) / (left + right), 1, constant_values=np.nan)
 
 
 def _capacity(frequencies, temperature):

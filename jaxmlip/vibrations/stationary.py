@@ -73,7 +73,8 @@ def search(
         found = goal.curvature.modes(state.at, state.model, state.guess(goal))
         state = replace(state, n_products=state.n_products + found.products)
         info = _report(state, goal, found)
-        if info.converged or over or kicks <= 0:
+        right = info.n_imaginary == order  # perhaps not for certain, but no mode is known as wrong
+        if right or over or kicks <= 0:
             high = "the way uphill has no end: " if state.energy > ceiling else ""
             return state.at, replace(info, reason=high + info.reason)
         state, kicks = replace(_kicked(state, info, found, goal), trust=trust), kicks - 1

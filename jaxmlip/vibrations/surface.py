@@ -16,8 +16,8 @@ import numpy as np
 from jaxmlip.derivatives.first import total_energy
 from jaxmlip.derivatives.second import hessian, hessian_vector_product
 from jaxmlip.errors import DataError, NumericalError, UsageError
-from jaxmlip.neighbors import find_edges
-from jaxmlip.system import System, pad
+from jaxmlip.neighbors import edges_within
+from jaxmlip.system import System
 from jaxmlip.vibrations.rigid import checked_masses, rigid_motions
 
 
@@ -155,12 +155,7 @@ def standing(at: Surface) -> System:
 
 
 def _with_edges(at: Surface) -> System:
-    """Edges within cutoff + skin; their arrays never get smaller, so that nothing is recompiled."""
-    cell, pbc = np.asarray(at.system.cell)[0], np.asarray(at.system.pbc)[0]
-    edges = find_edges(at.positions, cell, pbc, at.cutoff + at.skin)
-    old = at.system.edges
-    width = max(edges.senders.shape[-1], 0 if old is None else old.senders.shape[-1])
-    return pad(replace(standing(at), edges=edges), n_neighbors=width)
+    return edges_within(standing(at), cutoff=at.cutoff + at.skin)
 
 
 @partial(jax.jit, static_argnames="apply")

@@ -1,8 +1,9 @@
 """The heat capacity of one crystal from its file: relaxed, curved, summed; an item for a screening.
 
 Positions (and the cell, if asked) are relaxed in float32 while that makes progress and in float64
-for the rest; second derivatives are in the precision asked for. Arrays are padded to the sizes of
-the ladder, so structures of like size share the compiled programs of a worker and of the cache.
+for the rest; second derivatives, and all of what is not relaxed, are in the precision asked for.
+Arrays are padded to the sizes of the ladder, so structures of like size share the compiled programs
+of a worker and of the cache.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from jaxmlip.errors import DataError, JaxmlipError, NumericalError
 from jaxmlip.system import ladder, pad
 from jaxmlip.vibrations import heat_capacity as vibrations
 
-PROTOCOL = 1  # to be raised when the same input gives other numbers
+PROTOCOL = 2  # to be raised when the same input gives other numbers
 POLICIES = {
     "left-out": vibrations.left_out,
     "as-real": vibrations.as_real,
@@ -58,8 +59,8 @@ def items(
 ) -> dict:
     """{name: item} for `map_resumable(heat_capacity, ..., key=key)`, small structures first.
 
-    memory: bytes for the Hessians of all workers together; default what is free when the first
-    starts. Elements are those of all files, so that one program fits all.
+    memory: bytes for the second derivatives of all workers together; default what is free when the
+    first starts. Elements are those of all files, so that one program fits all.
     """
     from jaxmlip import pretrained
 
@@ -137,15 +138,18 @@ def heat_capacity(item: dict) -> dict:
 
 
 def relaxed(potential, params, atoms, settings: Settings):
-    """(padded system in float64 with edges within the cutoff, `RelaxInfo`, its dtype)."""
+    """(padded system in float64 with edges within the cutoff, `RelaxInfo`, its dtype).
+
+    In the precision of the settings where nothing is relaxed.
+    """
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.md.relax import edges_within
 
     system = pad(from_ase(atoms, None), n_atoms=ladder(len(atoms)))
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64") if settings.relax else (settings.dtype,):
         weights, start = _cast((params, system), dtype)
         system, info = _relax(potential, weights, start, settings)
-        if info.converged or not settings.relax:
+        if info.converged:
             break
     if settings.relax and not info.converged:
         raise NumericalError(
@@ -186,19 +190,22 @@ def _model(model: str, elements, memory, workers, qpoints, probes, *, size) -> _
     if _model.cache_info().currsize:
         jax.clear_caches()  # the programs of a hundred sizes would fill the memory
     from jaxmlip import pretrained
-    from jaxmlip.derivatives.plan import free_memory
+    from jaxmlip.derivatives.free_memory import free_memory
+    from jaxmlip.derivatives.second import chunk_memory
     from jaxmlip.models import checkpoint
 
     potential, params, card = checkpoint.load(pretrained.path_of(model), elements=elements)
+    memory = (0.9 * free_memory() if memory is None else memory) / workers
+    chunk = min(memory, chunk_memory())  # larger ones are not faster
     if qpoints:
         from jaxmlip.derivatives.bloch import dynamical_matrix
 
-        spectrum = vibrations.bloch_spectrum(dynamical_matrix(potential.apply), qpoints)
+        matrices = dynamical_matrix(potential.apply, memory=chunk)
+        spectrum = vibrations.bloch_spectrum(matrices, qpoints)
     elif probes:
-        spectrum = vibrations.lanczos_spectrum(potential.apply, n_probes=probes)
+        spectrum = vibrations.lanczos_spectrum(potential.apply, n_probes=probes, memory=chunk)
     else:
-        memory = 0.9 * free_memory() if memory is None else memory
-        spectrum = vibrations.gamma_spectrum(potential.apply, memory=memory / workers)
+        spectrum = vibrations.gamma_spectrum(potential.apply, memory=memory)
     return _Model(card=card, potential=potential, params=params, spectrum=spectrum)
 
 

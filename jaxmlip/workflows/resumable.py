@@ -133,8 +133,8 @@ def _drain(function, items, work, executor, in_flight, finished):
 
 def _submit(function, items, work, pool, in_flight) -> bool:
     """Fills the executor; False if it is broken."""
-    while (name := _next(work, in_flight)) is not None:
-        alone = not work.running
+    while (found := _next(work, in_flight)) is not None:
+        name, alone = found
         try:
             number = work.attempts.get(name, 0)  # dask knows a call by its arguments
             future = pool.submit(attempt, function, items[name], number)
@@ -145,11 +145,14 @@ def _submit(function, items, work, pool, in_flight) -> bool:
     return True
 
 
-def _next(work, in_flight) -> str | None:
+def _next(work, in_flight) -> tuple[str, bool] | None:
+    """(name, whether nothing else may run beside it) of the item to submit now, if there is one."""
     if work.suspects:
-        return None if work.running else work.suspects.popleft()
+        return None if work.running else (work.suspects.popleft(), True)
+    if any(alone for _, alone in work.running.values()):
+        return None
     if work.waiting and len(work.running) < in_flight:
-        return work.waiting.popleft()
+        return work.waiting.popleft(), in_flight == 1
     return None
 
 
