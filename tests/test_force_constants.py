@@ -30,9 +30,9 @@ from jaxmlip.vibrations.force_constants import (
     enough_repeats,
     force_constants,
     fourier_sum,
-    nearest_images,
     truncation,
 )
+from jaxmlip.vibrations.interpolation import nearest_images
 
 CM1 = units.THz / units.invcm
 
@@ -162,10 +162,25 @@ def test_the_sum_over_a_skewed_supercell_is_hermitian_periodic_and_shares_images
     largest = np.abs(matrices).max()
     assert_allclose(matrices, matrices.conj().swapaxes(1, 2), atol=1e-12 * largest)
     assert_allclose(total(q + [1, -2, 3]), matrices, atol=1e-12 * largest)
-    for atom in range(2):
-        column, lattice, share = nearest_images(found, atom)
+    ends = found.positions[found.atoms] + found.shifts @ found.cell
+    for start in found.positions:
+        column, moved, share = nearest_images(
+            ends - start, found.matrix @ found.cell, tolerance=1e-5
+        )
         assert_allclose(np.bincount(column, share), 1)
+        lattice = found.shifts[column] + moved @ found.matrix
         assert (column_of(found, found.atoms[column], lattice) == column).all()
+
+
+def test_the_nearest_images_are_found_in_any_basis_of_the_lattice():
+    cell, sheared = 4.0 * np.eye(3), np.array([[1, 0, 0], [5, 1, 0], [-4, 7, 1]])
+    vectors = np.random.default_rng(0).uniform(-9, 9, (20, 3)).round() / 2
+    expected = [nearest_images(v[None], cell, tolerance=1e-5) for v in vectors]
+    for v, (_, moved, share) in zip(vectors, expected, strict=True):
+        _, other, shares = nearest_images(v[None], sheared @ cell, tolerance=1e-5)
+        ends = {tuple(np.round(v + m, 9)) for m in moved @ cell}
+        assert ends == {tuple(np.round(v + m, 9)) for m in other @ sheared @ cell}
+        assert len(shares) == len(share) and np.abs(list(ends)).max() <= 2
 
 
 def test_padding_and_batches_are_refused():

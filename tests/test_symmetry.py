@@ -8,8 +8,9 @@ from ase.spacegroup import crystal
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmlip.errors import DataError, UsageError
+from jaxmlip.interfaces.band_path import band_path
+from jaxmlip.interfaces.same_crystal import common_cell
 from jaxmlip.interfaces.symmetry import (
-    band_path,
     displacement_directions,
     primitive,
     site_symmetry,
@@ -118,6 +119,36 @@ def test_the_primitive_cell_keeps_orientation_and_masses():
     whole = np.asarray(atoms.cell) @ np.linalg.inv(np.asarray(found.cell))
     assert_allclose(whole, np.rint(whole), atol=1e-9)
     assert_array_equal(primitive(bulk("Si")).positions, bulk("Si").positions)
+
+
+def test_atoms_of_other_masses_are_other_atoms_of_a_primitive_cell():
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    masses = np.where(atoms.numbers == 11, 23.0, 35.0)
+    masses[np.flatnonzero(atoms.numbers == 17)[0]] = 37.0
+    atoms.set_masses(masses)
+    found = primitive(atoms * (2, 1, 1))
+    assert_allclose(np.sort(found.get_masses()), np.sort(masses))
+    assert_allclose(found.get_volume(), atoms.get_volume())
+
+
+@pytest.mark.parametrize("make", [lambda: bulk("Si", cubic=True), rutile, quartz])
+def test_cells_of_one_crystal_are_told_in_one_anothers_vectors(make):
+    one, rng = make(), np.random.default_rng(2)
+    # another basis, larger, rotated, elsewhere, its atoms in another order and not quite there
+    other = turned(one)[0] * (1, 2, 1)
+    other.positions += [0.4, 0.1, -0.7] + 0.003 * rng.normal(size=(len(other), 3))
+    other = other[rng.permutation(len(other))]
+    found = common_cell(one, other)
+    assert_allclose(found, np.rint(found * len(one)) / len(one), atol=1e-12)
+    metric = lambda cell: np.array(cell) @ np.array(cell).T
+    assert_allclose(metric(found @ np.array(one.cell)), metric(other.cell), atol=1e-9)
+    assert_allclose(common_cell(one, one), np.eye(3))  # not an image of it
+    moved = one.copy()
+    moved.positions[0] += [0.2, 0.05, 0]
+    assert common_cell(one, moved) is None
+    changed = other.copy()
+    changed.set_cell(changed.cell.array * 1.05, True)
+    assert common_cell(one, changed) is None
 
 
 def test_a_band_path_runs_through_the_same_cartesian_points_in_any_cell():

@@ -1,5 +1,7 @@
 """What `jaxmlip phonons` tells: a table, the JSON, and a file that phonopy goes on from."""
 
+from pathlib import Path
+
 import numpy as np
 
 from jaxmlip.cli import analysis, session
@@ -9,7 +11,7 @@ LARGEST = 4e6  # numbers in a phonopy.yaml; beyond, it would take minutes to wri
 
 
 def title(source) -> str:
-    name = source.summary.get("model") or source.summary["force_constants"]
+    name = Path(source.summary.get("model") or source.summary["force_constants"]).name
     return f"{source.atoms.get_chemical_formula()}   {name}"
 
 
@@ -32,11 +34,19 @@ def table_of(found, source, table):
     named = [i for i, label in enumerate(path.labels) if label] or range(len(path.q))
     lone = all(last - first == 1 for first, last in path.segments)
     chosen = range(len(path.q)) if lone else _first_of_each(path, named)
+    same = np.allclose(source.in_file, np.eye(3))
+    heads = {"": "left", "q": "left"} | ({} if same else {"q in FILE's cell": "left"})
+    of_file = in_file(path.q, source)
+    point = lambda q: "  ".join(f"{x:.4f}" for x in q.round(4) + 0.0)
     rows = [
-        (path.labels[i], "  ".join(f"{x:.4f}" for x in path.q[i]), _row(found.bands, i))
+        (
+            path.labels[i],
+            *(point(q[i]) for q in ((path.q,) if same else (path.q, of_file))),
+            _row(found.bands, i),
+        )
         for i in chosen
     ]
-    bands = table({"": "left", "q": "left", "THz": "left"}, rows, title=title(source))
+    bands = table(heads | {"THz": "left"}, rows, title=title(source))
     return Group(bands, _thermal_table(found, source, table))
 
 
@@ -71,7 +81,28 @@ def _thermal_table(found, source, table):
 
 
 def per(source) -> str:
-    return f"mol of cells {source.atoms.get_chemical_formula()}"
+    unit, many = formula_unit(source.atoms)
+    text = f"mol of cells {source.atoms.get_chemical_formula()}"
+    return text if many == 1 else f"{text}, {many} formula units {unit} each"
+
+
+def formula_unit(atoms) -> tuple[str, int]:
+    """(its formula, how many of them the cell holds)."""
+    unit, many = atoms.symbols.formula.reduce()
+    return f"{unit:hill}", many
+
+
+def place(q, source) -> str:
+    """One q in words, in the basis of the cell of FILE, too, where that is another."""
+    told = f"q = {np.round(q, 4).tolist()}"
+    if np.allclose(source.in_file, np.eye(3)):
+        return told
+    return f"{told} ({np.round(in_file(q, source), 4).tolist()} in FILE's cell)"
+
+
+def in_file(q, source):
+    """q [n_q, 3] in fractions of the reciprocal vectors of the cell of FILE."""
+    return np.asarray(q) @ np.linalg.inv(source.in_file).T
 
 
 def write_constants(found, source, output: Output) -> None:
@@ -83,6 +114,7 @@ def write_constants(found, source, output: Output) -> None:
         shape = found.mesh.divisions if found.interpolation is None else found.interpolation.shape
         size = 9 * len(source.atoms) ** 2 * np.prod(shape)
         if found.force_constants is None or size > LARGEST:
+            output.paths["phonopy.yaml"].unlink(missing_ok=True)  # that of an earlier run
             return output.warn(f"no phonopy.yaml: {size:.0f} force constants are too many for it")
         constants = in_supercell(found.crystal, source.atoms.numbers, found.force_constants, shape)
     # phonopy tells the kind of a file by its name
@@ -97,11 +129,12 @@ def _through(partial, constants, polar):
     plain.replace(partial)
 
 
-def results(found, source, *, tolerance: float) -> dict:
+def results(found, source, *, tolerance: float | None) -> dict:
     """The JSON: flat, units in the names."""
     bands, thermal = found.bands, found.thermal
     count, lowest, where = found.imaginary
     group = found.crystal.group
+    unit, many = formula_unit(source.atoms)
     return {
         "command": "phonons",
         "formula": source.atoms.get_chemical_formula(),
@@ -111,7 +144,12 @@ def results(found, source, *, tolerance: float) -> dict:
         "masses_amu": found.crystal.masses,
         "space_group": f"{group.symbol} ({group.number})",
         "per": per(source),
+        "formula_unit": unit,
+        "formula_units_per_cell": many,
+        "cells_per_file_cell": round(1 / abs(np.linalg.det(source.in_file)), 6),
+        "cell_in_file_cell": source.in_file,
         "qpoints": bands.path.q,
+        "qpoints_in_file_cell": in_file(bands.path.q, source),
         "frequencies_THz": bands.frequencies_THz,
         "band_labels": list(bands.path.labels),
         "band_distances_per_A": bands.path.distance,
@@ -143,7 +181,7 @@ def results(found, source, *, tolerance: float) -> dict:
 
 def _errors(found, tolerance):
     """What is known of the interpolation; zero points where every matrix is exact."""
-    out = {"tolerance_THz": tolerance}
+    out = {} if tolerance is None else {"tolerance_THz": tolerance}
     for name, one in (("mesh", found.interpolation), ("band", found.bands.interpolation)):
         out |= {
             f"{name}_interpolation_error_THz": None if one is None else one.error_THz,

@@ -10,6 +10,7 @@ from jaxmlip.cli.output import Output, note, task
 from jaxmlip.errors import DataError, NumericalError
 
 STEEP = 1e-3  # eV/Å; forces on a crystal beyond which its phonons mean little
+SAME = 0.05  # Å, within which the atoms of a file are those of its force constants
 NAC_WIDTH = 12.0  # Å, of the supercell beyond which a model's dipoles are those of BORN
 
 
@@ -21,6 +22,7 @@ class Source:
     nonanalytic: Callable | None
     atoms: object  # ase.Atoms, the cell of D
     cheap: bool  # D need not be interpolated
+    in_file: np.ndarray  # [3, 3] rows of this cell in the vectors of the cell of FILE
     summary: dict  # for the JSON
     constants: object = None  # ForceConstants it was made of
     polar: object = None
@@ -44,12 +46,14 @@ def from_model(
     method,
 ) -> Source:
     """Relaxes the crystal; D(q) of the potential on its primitive cell."""
-    from jaxmlip.derivatives.bloch import dynamical_matrix
     from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.interfaces.same_crystal import cell_in
+    from jaxmlip.vibrations.velocities import model_matrices
 
-    atoms = session.read(file, model, output, frame=frame)
-    model = _for_elements(model, atoms.numbers)
-    atoms = _cell_of(atoms, file, output, primitive=primitive, symprec=symprec)
+    read = session.read(file, model, output, frame=frame)
+    model = _for_elements(model, read.numbers)
+    atoms = _cell_of(read, file, output, primitive=primitive, symprec=symprec)
+    in_file = cell_in(atoms.cell, read.cell, size=len(read) // len(atoms))
     done = {"relaxed": relax, "relax_steps": 0}
     if relax:
         atoms, info = _relaxed(
@@ -59,13 +63,13 @@ def from_model(
     system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
     done |= _state(system, model, output)
     session.announce("phonons", model, len(atoms))
-    matrix = dynamical_matrix(model.potential.apply)
     polar, extra = _polar(born, atoms)
     return Source(
-        D=lambda q: np.asarray(matrix(model.params, system, np.asarray(q))),
+        D=model_matrices(model.potential.apply, model.params, system),
         nonanalytic=extra,
         atoms=atoms,
         cheap=False,
+        in_file=in_file,
         polar=polar,
         summary={"structure": file, **model.summary, **done},
     )
@@ -161,31 +165,22 @@ def _polar(born, atoms):
     """(Polar or None, the non-analytic part of D or None)."""
     if born is None:
         return None, None
-    from phonopy.file_IO import parse_BORN
-
-    from jaxmlip import units
-    from jaxmlip.interfaces.phonopy_files import Polar, to_phonopy
+    from jaxmlip.interfaces.phonopy_files import read_born
     from jaxmlip.vibrations.dispersion import crystal
     from jaxmlip.vibrations.interpolation import FourierSum, in_supercell
-    from jaxmlip.vibrations.nonanalytic import dipole_sum
-    from jaxmlip.vibrations.phonons import beyond_supercell
+    from jaxmlip.vibrations.nonanalytic import beyond_supercell, dipole_sum
 
     lattice, n = crystal(atoms), 3 * len(atoms)
     nothing = FourierSum(lattice=np.zeros((1, 3), int), blocks=np.zeros((1, n, n)))
     empty = in_supercell(lattice, atoms.numbers, nothing, (1, 1, 1))
-    values = parse_BORN(to_phonopy(empty).primitive, filename=born)
-    polar = Polar(
-        born_charges=values["born"],
-        dielectric=values["dielectric"],
-        coulomb=values.get("factor") or units.coulomb_constant,
-    )
+    polar = read_born(born, empty)
     return polar, beyond_supercell(dipole_sum(empty, polar), lattice, NAC_WIDTH)
 
 
 # --- a file of phonopy's -------------------------------------------------------------------------
 
 
-def from_file(file, path, output: Output, *, born, frame, symprec) -> Source:
+def from_file(file, path, output: Output, *, born, frame) -> Source:
     """D(q) of the force constants in a phonopy.yaml, which must be those of the structure FILE."""
     from jaxmlip.interfaces.phonopy_files import primitive_atoms, read_phonopy
     from jaxmlip.interfaces.read import read_structure
@@ -193,22 +188,18 @@ def from_file(file, path, output: Output, *, born, frame, symprec) -> Source:
     from jaxmlip.vibrations.nonanalytic import polar_sum
 
     constants, polar = read_phonopy(path, born=born)
-    atoms = primitive_atoms(constants)
+    atoms, in_file = primitive_atoms(constants), np.eye(3)
     if str(file) != str(path):
-        _check_same(
-            _cell_of(
-                read_structure(file, frame=frame), file, output, primitive=True, symprec=symprec
-            ),
-            atoms,
-            file,
-            path,
-        )
+        read = read_structure(file, frame=frame)
+        read = _cell_of(read, file, output, primitive=False, symprec=None)
+        in_file = _checked_same(read, atoms, file, path)
     whole = fourier_sum(constants) if polar is None else polar_sum(constants, polar)
     return Source(
         D=whole if polar is None else whole.short,
         nonanalytic=None if polar is None else whole.dipoles,
         atoms=atoms,
         cheap=True,
+        in_file=in_file,
         constants=constants,
         polar=polar,
         summary={
@@ -220,14 +211,21 @@ def from_file(file, path, output: Output, *, born, frame, symprec) -> Source:
     )
 
 
-def _check_same(ours, theirs, file, path):
+def _checked_same(ours, theirs, file, path):
+    """The cell of the force constants in the vectors of that of FILE, if they are one crystal."""
+    from jaxmlip.interfaces.same_crystal import common_cell
+
     a, b = ours.get_volume() / len(ours), theirs.get_volume() / len(theirs)
     share = lambda atoms: {s: atoms.symbols.count(s) / len(atoms) for s in set(atoms.symbols)}
-    if share(ours) != share(theirs) or abs(a - b) > 1e-3 * b:
+    alike = share(ours) == share(theirs) and abs(a - b) < 1e-3 * b
+    found = common_cell(ours, theirs, tolerance=SAME) if alike else None
+    if found is None:
+        how = f"atoms lie elsewhere, by more than {SAME} Å" if alike else "they differ"
         raise DataError(
             f"this is {ours.get_chemical_formula()} of {a:.4f} Å³ an atom, the force constants of "
-            f"{path} are those of {theirs.get_chemical_formula()} of {b:.4f} Å³ an atom",
+            f"{path} are those of {theirs.get_chemical_formula()} of {b:.4f} Å³ an atom; {how}",
             where=file,
             code="JM217",
             fix="the structure that the force constants were made for, or FILE the yaml itself",
         )
+    return found

@@ -11,6 +11,11 @@ from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import note, plan, table, write
 from jaxmlip.errors import UsageError
 
+OF_MODELS = (  # what force constants that are there leave nothing to decide
+    *("fixed_cell", "fmax", "stress", "steps", "method", "primitive", "symprec"),
+    *("tolerance", "budget", "dtype"),
+)
+
 
 class Imaginary(StrEnum):
     error = "error"
@@ -24,6 +29,7 @@ class AcousticRule(StrEnum):
 
 
 def phonons(
+    context: typer.Context,
     file: options.File,
     model: Annotated[
         str | None,
@@ -63,7 +69,9 @@ def phonons(
         str | None,
         typer.Option(
             metavar='"0 0 0, 0.5 0 0"',
-            help="Exactly these q, in fractions of the reciprocal cell, in place of a band path.",
+            help="Exact frequencies at these q in place of a band path; fractions of the "
+            "reciprocal vectors of the cell in FILE (of its primitive cell where FILE is a "
+            "phonopy.yaml), whatever cell is computed.",
         ),
     ] = None,
     mesh: Annotated[
@@ -88,7 +96,9 @@ def phonons(
     ] = Imaginary.error,
     dtype: options.Precision = Dtype.float64,
 ):
-    """Phonons of a crystal: frequencies in THz (imaginary ones negative), per mol of its cells.
+    """Phonons of a crystal: frequencies in THz (imaginary ones negative), per mol of unit cells.
+
+    The unit cell is the primitive one, or that of FILE with --as-given; results name its formula.
 
     Relaxes cell and atoms, takes exact dynamical matrices of the primitive cell at few q and
     interpolates between them to a measured error. Writes NAME_phonons.png, NAME_phonons.json and
@@ -103,6 +113,8 @@ def phonons(
             where="--model, --force-constants",
             fix="--model NAME|PATH, or --force-constants phonopy.yaml",
         )
+    if force_constants is not None:
+        _refuse_of_models(context, relax)
     if born is not None and not born.is_file():
         raise UsageError(f"there is no file {born}", where="--born")
     output = plan(
@@ -116,9 +128,7 @@ def phonons(
     session.positive(fmax=fmax, stress=stress, symprec=symprec, tolerance=tolerance)
     session.start(x64=True)
     if force_constants is not None:
-        source = phonon_sources.from_file(
-            file, force_constants, output, born=born, frame=frame, symprec=symprec
-        )
+        source = phonon_sources.from_file(file, force_constants, output, born=born, frame=frame)
     else:
         source = phonon_sources.from_model(
             file,
@@ -142,7 +152,21 @@ def phonons(
         tolerance=None if source.cheap else tolerance,
         correct=asr == AcousticRule.correct,
     )
-    _report(found, source, output, imaginary, tolerance=tolerance)
+    _report(found, source, output, imaginary, tolerance=None if source.cheap else tolerance)
+
+
+def _refuse_of_models(context, relax):
+    """Options that were given and would do nothing beside force constants."""
+    given = lambda name: context.get_parameter_source(name).name == "COMMANDLINE"
+    names = [name for name in OF_MODELS if given(name)] + ["relax"] * (given("relax") and relax)
+    if names:
+        flags = {"primitive": "--primitive/--as-given"}
+        told = ", ".join(flags.get(n, "--" + n.replace("_", "-")) for n in names)
+        raise UsageError(
+            "force constants are used as they are, for the cell they were made for",
+            where=told,
+            fix=f"leave out {told}, or --model in place of --force-constants",
+        )
 
 
 def _points(text):
@@ -184,11 +208,11 @@ def _computed(source, q, *, mesh, temperatures, tolerance, budget, correct):
 
     with task("dynamical matrices") as tell:
         return phonons(
-            source.D,
+            source.D if source.cheap else _told(source.D, tell),
             source.atoms,
             mesh=mesh,
             temperatures=temperatures,
-            path=None if q is None else points_path(q, source.atoms),
+            path=None if q is None else points_path(q @ source.in_file.T, source.atoms),
             tolerance=tolerance,
             budget=budget,
             nonanalytic=source.nonanalytic,
@@ -198,16 +222,32 @@ def _computed(source, q, *, mesh, temperatures, tolerance, budget, correct):
         )
 
 
+def _told(D, tell):
+    """D with news of every single q: that of a large cell may take minutes."""
+    from itertools import count
+
+    import numpy as np
+
+    from jaxmlip.vibrations.velocities import Matrices
+
+    number = count(1)
+
+    def one(q):
+        tell(f"exact q number {next(number)}")
+        return D(q[None])[0]
+
+    return Matrices(values=lambda q: np.stack([one(p) for p in q]), slopes=D.gradient)
+
+
 def _report(found, source, output, policy, *, tolerance):
     """Table, picture, files; then the error that imaginary modes are."""
     from jaxmlip.cli import phonon_results, plot_phonons
     from jaxmlip.errors import NumericalError
 
     count, lowest, where = found.imaginary
+    place = phonon_results.place(where, source)
     if count and policy == Imaginary.warn:
-        output.warn(
-            f"{count} modes are imaginary, lowest {lowest:.3f} THz at q = {where.round(4).tolist()}"
-        )
+        output.warn(f"{count} modes are imaginary, lowest {lowest:.3f} THz at {place}")
     note(phonon_results.summary(found))
     output.console.print(phonon_results.table_of(found, source, table))
     title = phonon_results.title(source)
@@ -216,8 +256,8 @@ def _report(found, source, output, policy, *, tolerance):
     output.finish(phonon_results.results(found, source, tolerance=tolerance))
     if count and policy == Imaginary.error:
         raise NumericalError(
-            f"{count} modes are imaginary, lowest {lowest:.3f} THz at "
-            f"q = {where.round(4).tolist()}: this crystal is not stable as it is",
+            f"{count} modes are imaginary, lowest {lowest:.3f} THz at {place}: this crystal is not "
+            "stable as it is",
             where="phonons",
             code="JM306",
             fix="relax (tighter, or in a cell that holds this q), or --imaginary warn",

@@ -70,4 +70,4 @@ def _small_print(found):
         c.error_THz for c in (found.interpolation, found.bands.interpolation) if c is not None
     ]
     exact = f"{found.n_exact} exact q"
-    return f"{exact}, error ≤ {max(errors):.1g} THz" if errors else exact
+    return f"{exact}, measured error {max(errors):.1g} THz" if errors else exact

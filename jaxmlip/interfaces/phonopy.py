@@ -31,7 +31,7 @@ class QMesh:
     weights: np.ndarray  # [n_q] int, how many points of the whole mesh each stands for
     divisions: np.ndarray  # [3]
     gamma: int | None  # which point is the centre of the zone, if any
-    group: Symmetry  # of the crystal; averages of vectors over the star of q need it
+    group: Symmetry  # of the crystal and its masses; averages over the star of q need it
     grid: Any  # phonopy's BZGrid, and its maps, for the tetrahedra
     points: np.ndarray  # [n_q] indices of q in the grid
     maps_to: np.ndarray  # [n_grid] the irreducible point of every point
@@ -50,13 +50,20 @@ class ThermalProperties:
 
 
 def q_mesh(
-    atoms, divisions, *, symmetric: bool = True, shift=(0, 0, 0), tolerance: float = 1e-5
+    atoms,
+    divisions,
+    *,
+    symmetric: bool = True,
+    shift=(0, 0, 0),
+    masses=None,
+    tolerance: float = 1e-5,
 ) -> QMesh:
     """A mesh of divisions[0] x [1] x [2] points, centred at Γ, reduced by point group and time.
 
     shift: 1 along the axes where the mesh is moved by half a step. Operations that do not map the
-    mesh onto itself (unequal divisions in a cubic primitive cell) are not used. Open axes need 1
-    division. symmetric=False: reduced by time reversal only.
+    mesh onto itself (unequal divisions in a cubic primitive cell) are not used, nor those that
+    take an atom to one of another mass (masses [n_atoms], default those of atoms). Open axes need
+    1 division. symmetric=False: reduced by time reversal only.
     """
     divisions = np.asarray(divisions, int)
     if divisions.shape != (3,) or (divisions < 1).any() or (divisions[~atoms.pbc] > 1).any():
@@ -68,6 +75,8 @@ def q_mesh(
     from phonopy.phonon.grid import get_ir_grid_points
 
     group = symmetry(atoms, tolerance=tolerance)
+    masses = atoms.get_masses() if masses is None else np.asarray(masses)
+    group = operations(group, (masses[group.permutations] == masses).all(1))
     identity = (group.rotations == np.eye(3, dtype=int)).all((1, 2))
     group = group if symmetric else operations(group, np.flatnonzero(identity)[:1])
     grid, group = _grid(atoms, divisions, shift, group)
@@ -128,6 +137,7 @@ def thermal_properties(
     """
     from phonopy.phonon.thermal_properties import ThermalProperties as Sums
 
+    temperatures = checked_temperatures(temperatures)
     frequencies = _checked(mesh, frequencies).copy()
     counted = frequencies > cutoff
     if mesh.gamma is not None:
@@ -139,7 +149,7 @@ def thermal_properties(
         frequencies=frequencies, weights=mesh.weights, gamma_index=None, dynamical_matrix=cell
     )
     sums = Sums(view, cutoff_frequency=cutoff)
-    sums.temperatures = np.atleast_1d(np.asarray(temperatures, float))
+    sums.temperatures = temperatures
     sums.run()
     temperatures, free_energy, entropy, heat_capacity = sums.thermal_properties
     whole = mesh.weights.sum() * frequencies.shape[1]
@@ -162,13 +172,19 @@ def thermal_displacements(
     group because mesh.q is irreducible. Modes at or below `cutoff` THz and the translations at Γ
     are left out: their 1/omega² has no sum.
     """
+    temperatures, masses = checked_temperatures(temperatures), np.asarray(masses, float)
     frequencies = _checked(mesh, frequencies)
+    if (masses[mesh.group.permutations] != masses).any():
+        raise UsageError(
+            "the mesh was reduced by operations that exchange atoms of different mass",
+            where="thermal_displacements",
+            fix="q_mesh(..., masses=masses)",
+        )
     vectors = np.asarray(eigenvectors).reshape(*frequencies.shape[:1], -1, 3, frequencies.shape[1])
     counted = frequencies > cutoff
     if mesh.gamma is not None:
         counted[mesh.gamma, np.argsort(np.abs(frequencies[mesh.gamma]))[:3]] = False
     energy = np.where(counted, frequencies, 1.0) * units.THz
-    temperatures = np.atleast_1d(np.asarray(temperatures, float))
     with np.errstate(divide="ignore", over="ignore"):
         x = energy / (2 * units.kB * temperatures[:, None, None])
         size = np.where(counted, units.hbar**2 / (2 * energy) / np.tanh(x), 0)
@@ -177,7 +193,20 @@ def thermal_displacements(
     out = np.zeros_like(one)
     for rotation, permutation in zip(mesh.group.cartesian, mesh.group.permutations, strict=True):
         out[:, permutation] += rotation @ one @ rotation.T / mesh.group.n_ops
-    return out / np.asarray(masses)[:, None, None]
+    return out / masses[:, None, None]
+
+
+def checked_temperatures(temperatures) -> np.ndarray:
+    """[n] K, at least one and none below zero, or `UsageError`."""
+    temperatures = np.atleast_1d(np.asarray(temperatures, np.float64))
+    good = np.isfinite(temperatures) & (temperatures >= 0)
+    if temperatures.ndim != 1 or not len(temperatures) or not good.all():
+        raise UsageError(
+            f"temperatures are {temperatures[~good].tolist() or 'none'}: they must be finite and "
+            "not below 0 K",
+            where="temperatures",
+        )
+    return temperatures
 
 
 def dynamical_matrices(

@@ -4,16 +4,20 @@
     write_phonopy("phonopy.yaml", constants, polar)       # any phonopy tool goes on from there
 
 Everything is converted to Å, eV, amu and e, whatever the calculator of the file. Files may be
-compressed as phonopy allows (.xz, .gz, .bz2). Nothing is read from the working directory unasked.
+compressed (.xz, .gz, .bz2). Nothing is read from the working directory unasked.
 """
 
+import bz2
+import gzip
 import lzma
+import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from jaxmlip.errors import DataError, UsageError
+from jaxmlip.errors import DataError, JaxmlipError, UsageError
 from jaxmlip.interfaces.force_constants import (
     ForceConstants,
     Polar,
@@ -37,6 +41,7 @@ __all__ = [
     "from_phonopy_atoms",
     "polar_of",
     "primitive_atoms",
+    "read_born",
     "read_force_sets",
     "read_phonopy",
     "standard_masses",
@@ -50,6 +55,9 @@ __all__ = [
 ]
 
 
+COMPRESSED = {".xz": lzma, ".gz": gzip, ".bz2": bz2}
+
+
 def read_phonopy(path, *, forces=None, force_constants=None, born=None, tolerance=1e-5):
     """Force constants and `Polar` (or None) of a phonopy.yaml, _params.yaml or _disp.yaml.
 
@@ -57,29 +65,30 @@ def read_phonopy(path, *, forces=None, force_constants=None, born=None, toleranc
     yaml does not hold and is not named is looked for beside it under phonopy's names. Forces
     become force constants by phonopy's finite differences, symmetrised by symfc; force constants
     that are read stay as they are. Born charges are symmetrised and their mean is taken off, as
-    phonopy does before it uses them. Raises `DataError` if there are no force constants.
+    phonopy does before it uses them. Raises `DataError` for a file that cannot be read or is of
+    another supercell, and if there are no force constants.
     """
     _exists(path, forces, force_constants, born)
     phonon, yaml = _from_yaml(path, tolerance)
-    beside = lambda *names: next((p for p in map(Path(path).with_name, names) if p.exists()), None)
     if force_constants is None and yaml.force_constants is not None and forces is None:
-        phonon.force_constants = yaml.force_constants
+        _give(phonon, yaml.force_constants, path)
     elif force_constants is None and forces is None and _has_forces(yaml.dataset):
-        _differences(phonon, yaml.dataset)
-    elif forces := forces or (not force_constants and beside("FORCE_SETS", "FORCE_SETS.xz")):
-        _differences(phonon, _force_sets(forces, len(phonon.supercell)))
-    elif found := force_constants or beside("FORCE_CONSTANTS", "force_constants.hdf5"):
-        phonon.force_constants = _values(found, phonon.primitive.p2s_map)
+        _differences(phonon, yaml.dataset, path)
+    elif forces := forces or (not force_constants and _beside(path, ["FORCE_SETS"])):
+        _differences(phonon, _force_sets(forces, len(phonon.supercell)), forces)
+    elif found := force_constants or _beside(path, ["FORCE_CONSTANTS", "force_constants.hdf5"]):
+        _give(phonon, _values(found, phonon.primitive.p2s_map), found)
     else:
         raise DataError(
             "no force constants: neither the file nor FORCE_SETS, FORCE_CONSTANTS or "
             "force_constants.hdf5 beside it holds any",
             where=str(path),
         )
-    if born := born or (None if yaml.nac_params else beside("BORN")):
+    if born := born or (None if yaml.nac_params else _beside(path, ["BORN"])):
         phonon.nac_params = _born_file(born, phonon)
     elif yaml.nac_params:
-        phonon.nac_params = _with_factor(yaml.nac_params, phonon)
+        with _reading(path):
+            phonon.nac_params = _with_factor(yaml.nac_params, phonon)
     return _both(phonon)
 
 
@@ -90,10 +99,18 @@ def read_force_sets(atoms, forces, supercell, *, born=None, tolerance: float = 1
     """
     _exists(forces, born)
     phonon = _phonon(to_phonopy_atoms(atoms), supercell, primitive_matrix="auto", symprec=tolerance)
-    _differences(phonon, _force_sets(forces, len(phonon.supercell)))
+    _differences(phonon, _force_sets(forces, len(phonon.supercell)), forces)
     if born:
         phonon.nac_params = _born_file(born, phonon)
     return _both(phonon)
+
+
+def read_born(path, constants: ForceConstants) -> Polar:
+    """`Polar` of a BORN file for this primitive cell, symmetrised and of sum zero."""
+    _exists(path)
+    phonon = to_phonopy(constants)
+    phonon.nac_params = _born_file(path, phonon)
+    return symmetrized_polar(constants, polar_of(phonon))
 
 
 def write_phonopy(path, constants: ForceConstants, polar: Polar | None = None) -> None:
@@ -154,23 +171,56 @@ def _from_yaml(path, tolerance):
     from phonopy.interface.phonopy_yaml import PhonopyYaml
 
     yaml = PhonopyYaml()
-    yaml.read(path)
+    with _reading(path):
+        yaml.read(path)
     if yaml.unitcell is None:
         raise DataError("no unit cell: not a phonopy yaml file", where=str(path))
-    phonon = _phonon(
-        yaml.unitcell,
-        np.eye(3, dtype=int) if yaml.supercell_matrix is None else yaml.supercell_matrix,
-        primitive_matrix="auto" if yaml.primitive_matrix is None else yaml.primitive_matrix,
-        calculator=yaml.calculator,
-        symprec=tolerance,
-    )
+    with _reading(path):
+        phonon = _phonon(
+            yaml.unitcell,
+            np.eye(3, dtype=int) if yaml.supercell_matrix is None else yaml.supercell_matrix,
+            primitive_matrix="auto" if yaml.primitive_matrix is None else yaml.primitive_matrix,
+            calculator=yaml.calculator,
+            symprec=tolerance,
+        )
     return phonon, yaml
 
 
-def _differences(phonon, dataset):
-    phonon.dataset = dataset
-    phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
-    phonon.symmetrize_force_constants(use_symfc_projector=True, show_drift=False)
+def _give(phonon, values, path):
+    """Sets force constants; `DataError` unless they are numbers, and as many as the cell has."""
+    shape, n, rows = np.shape(values), len(phonon.supercell), len(phonon.primitive)
+    if shape not in ((n, n, 3, 3), (rows, n, 3, 3)) or not np.isfinite(values).all():
+        raise DataError(
+            f"force constants have shape {shape}, expected ({rows} or {n}, {n}, 3, 3) of finite "
+            f"numbers for a supercell of {n} atoms",
+            where=str(path),
+            fix="the force constants that belong to this yaml file",
+        )
+    phonon.force_constants = values
+
+
+def _differences(phonon, dataset, path):
+    with _reading(path):
+        phonon.dataset = dataset
+        phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+        _give(phonon, phonon.force_constants, path)
+        phonon.symmetrize_force_constants(use_symfc_projector=True, show_drift=False)
+
+
+@contextmanager
+def _reading(path):
+    """What phonopy says of a file that it cannot use, as `DataError`."""
+    try:
+        yield
+    except (JaxmlipError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # its parsers raise whatever they stumble over
+        reason = (str(error).strip().splitlines() or ["no more is known"])[0]
+        raise DataError(
+            f"phonopy cannot read this: {reason} ({type(error).__name__})",
+            where=str(path),
+            fix="a whole file, of the same cell and supercell as the yaml",
+        ) from error
 
 
 def _has_forces(dataset) -> bool:
@@ -182,7 +232,7 @@ def _has_forces(dataset) -> bool:
 def _force_sets(path, n_atoms):
     from phonopy.file_IO import parse_FORCE_SETS
 
-    return _plain(path, lambda p: parse_FORCE_SETS(natom=None, filename=p))
+    return _plain(path, lambda p: parse_FORCE_SETS(filename=p, natom=n_atoms))
 
 
 def _values(path, rows):
@@ -194,15 +244,22 @@ def _values(path, rows):
 
 
 def _plain(path, parse):
-    """What `parse` reads from a file that may be compressed by xz."""
-    if Path(path).suffix != ".xz":
-        return parse(path)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / Path(path).stem
-        plain.write_bytes(lzma.decompress(Path(path).read_bytes()))
+    """What `parse` reads from a file that may be compressed."""
+    path = Path(path)
+    if path.suffix not in COMPRESSED:
+        with _reading(path):
+            return parse(path)
+    with _reading(path), tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        plain.write_bytes(COMPRESSED[path.suffix].decompress(path.read_bytes()))
         return parse(plain)
+
+
+def _beside(path, names):
+    """The first file of these names in the folder of `path`, plain or compressed, or None."""
+    endings = ["", *COMPRESSED]
+    files = [Path(path).with_name(name + ending) for name in names for ending in endings]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _born_file(path, phonon):

@@ -1,4 +1,4 @@
-"""The door to spglib and seekpath: what maps a crystal onto itself, and the paths drawn for it.
+"""The door to spglib: what maps a crystal onto itself.
 
 Everything is told in the basis and the orientation of the cell that is given: no structure is
 rotated or replaced unless a function is asked for another one. Magnetic moments are not read.
@@ -40,17 +40,6 @@ class Symmetry:
         return np.unique(self.equivalent)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BandPath:
-    """Points along the lines between special points of the Brillouin zone."""
-
-    q: np.ndarray  # [n_q, 3] fractions of the reciprocal cell of the structure that was given
-    distance: np.ndarray  # [n_q] 1/Å, with the factor 2 pi, along the path; jumps have no length
-    segments: tuple  # of (first, last + 1): the points of each unbroken line
-    labels: tuple  # of (index into q, name) of the special points; 'Γ' is the centre
-    bravais: str  # lattice as seekpath names it, e.g. 'cF2'
-
-
 def symmetry(atoms, *, tolerance: float = 1e-5) -> Symmetry:
     """The space group operations of `ase.Atoms` within `tolerance` Å.
 
@@ -61,7 +50,7 @@ def symmetry(atoms, *, tolerance: float = 1e-5) -> Symmetry:
     """
     if not atoms.pbc.any():
         return _identity(len(atoms), tolerance)
-    cell, x = _closed_cell(atoms)
+    cell, x = closed_cell(atoms)
     data = _dataset(cell, x, atoms.numbers, tolerance)
     rotations, translations = np.asarray(data.rotations, int), np.asarray(data.translations)
     permutations, shifts = _mapped(cell, x, atoms.numbers, rotations, translations, tolerance)
@@ -100,15 +89,18 @@ def operations(group: Symmetry, chosen) -> Symmetry:
 def primitive(atoms, *, tolerance: float = 1e-5):
     """The primitive cell of a crystal as `ase.Atoms`: not rotated, not idealised, masses kept.
 
-    The given atoms are returned (a copy) if they are primitive already.
+    Atoms of one element and different mass are different atoms. The given atoms are returned (a
+    copy) if they are primitive already.
     """
     import spglib
 
     _periodic(atoms, "primitive")
-    pure = (symmetry(atoms, tolerance=tolerance).rotations == np.eye(3, dtype=int)).all((1, 2))
+    kinds = atoms.copy()
+    kinds.numbers = 1 + _labels(np.stack([atoms.numbers, atoms.get_masses()], 1))
+    pure = (symmetry(kinds, tolerance=tolerance).rotations == np.eye(3, dtype=int)).all((1, 2))
     if pure.sum() == 1:
         return atoms.copy()
-    structure = np.asarray(atoms.cell), atoms.get_scaled_positions(), atoms.numbers
+    structure = np.asarray(atoms.cell), atoms.get_scaled_positions(), kinds.numbers
     found = spglib.standardize_cell(
         structure, to_primitive=True, no_idealize=True, symprec=tolerance
     )
@@ -178,56 +170,9 @@ def displacement_directions(group: Symmetry, atom: int, *, seed: int = 0) -> np.
     return axes
 
 
-def band_path(atoms, spacing: float = 0.05, *, tolerance: float = 1e-5) -> BandPath:
-    """The band path of Hinuma et al. (10.1016/j.commatsci.2016.10.015) for this very cell.
-
-    spacing: about the distance of points, 1/Å (with the factor 2 pi). The path is told in
-    fractions of the reciprocal vectors of the given cell, whatever its basis, orientation or size,
-    so that q . R is right for its own lattice vectors. Along open axes q stays zero.
-    """
-    if not spacing > 0:
-        raise UsageError(f"spacing is {spacing}, needs to be positive (1/Å)", where="band_path")
-    if not atoms.pbc.any():
-        return BandPath(
-            q=np.zeros((1, 3)), distance=np.zeros(1), segments=((0, 1),), labels=((0, "Γ"),),
-            bravais="",
-        )  # fmt: skip
-    import seekpath
-
-    cell, x = _closed_cell(atoms)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of cells that are not primitive: meant
-        found = seekpath.get_path_orig_cell((cell, x, atoms.numbers), symprec=tolerance)
-    points = {name: np.asarray(q) for name, q in found["point_coords"].items()}
-    in_plane = lambda name: np.allclose(points[name][~atoms.pbc], 0, atol=1e-8)
-    lines = [line for line in found["path"] if all(map(in_plane, line))]
-    return _sampled(lines, points, 2 * np.pi * np.linalg.inv(cell).T, spacing, found)
-
-
-def _sampled(lines, points, reciprocal, spacing, found) -> BandPath:
-    q, distance, segments, labels, travelled, last = [], [], [], [], 0.0, None
-    for start, end in lines:
-        length = np.linalg.norm((points[end] - points[start]) @ reciprocal)
-        steps = max(1, round(length / spacing))
-        first = len(q) - 1 if start == last else len(q)
-        for i in range(int(start == last), steps + 1):
-            q.append(points[start] + (points[end] - points[start]) * i / steps)
-            distance.append(travelled + length * i / steps)
-            if i in (0, steps):
-                labels.append((len(q) - 1, _readable((start, end)[i == steps])))
-        segments.append((first, len(q)))
-        travelled, last = travelled + length, end
-    return BandPath(
-        q=np.array(q),
-        distance=np.array(distance),
-        segments=tuple(segments),
-        labels=tuple(labels),
-        bravais=found["bravais_lattice_extended"],
-    )
-
-
-def _readable(name: str) -> str:
-    return name.replace("GAMMA", "Γ").replace("SIGMA", "Σ").replace("DELTA", "Δ").replace("_0", "₀")
+def _labels(rows):
+    """[n] the same number for equal rows."""
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _identity(n: int, tolerance: float) -> Symmetry:
@@ -244,7 +189,7 @@ def _identity(n: int, tolerance: float) -> Symmetry:
     )
 
 
-def _closed_cell(atoms):
+def closed_cell(atoms) -> tuple[np.ndarray, np.ndarray]:
     """Cell and fractional positions with far, perpendicular vectors along the open axes."""
     cell = np.array(atoms.cell.complete())
     periodic = cell[atoms.pbc]

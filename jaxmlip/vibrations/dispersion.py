@@ -16,6 +16,7 @@ from jaxmlip import units
 from jaxmlip.errors import DataError, NumericalError
 from jaxmlip.interfaces.symmetry import Symmetry, symmetry
 from jaxmlip.vibrations.rigid import checked_masses
+from jaxmlip.vibrations.velocities import Matrices, slopes
 
 HERMITIAN = 1e-6  # share of max |D| by which D may differ from its adjoint (float32: 1e-7 a sum)
 ROUNDING = 1e-12  # eV/Å², where all of D is nothing
@@ -128,7 +129,7 @@ def with_acoustic_sum(D: Callable, gamma) -> Callable:
     sums = np.real(np.asarray(gamma)).reshape(n, 3, n, 3).sum(2)  # D(0) of a crystal is real
     change[range(n), :, range(n)] = -(sums + sums.swapaxes(1, 2)) / 2
     change = change.reshape(3 * n, 3 * n)
-    return lambda q: D(q) + change
+    return Matrices(values=lambda q: D(q) + change, slopes=lambda q, cell: slopes(D, q, cell))
 
 
 # --- bands ---------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ from jaxmlip.interfaces.symmetry import (
 )
 from jaxmlip.neighbors import find_edges
 from jaxmlip.system import supercell
-from jaxmlip.vibrations.interpolation import FourierSum
+from jaxmlip.vibrations.interpolation import FourierSum, from_supercell, nearest_images
+
+EQUALLY_NEAR = 1e-5  # Å; phonopy's
 
 
 def force_constants(
@@ -99,35 +101,21 @@ def fourier_sum(constants: ForceConstants) -> FourierSum:
     A column stands for all images of an atom under translations of the supercell; only the
     nearest ones to the atom of the row count, all of them if they are equally near.
     """
-    n = len(constants.values)
-    near = [nearest_images(constants, a) for a in range(n)]
-    lattice, where = np.unique(np.concatenate([r for _, r, _ in near]), axis=0, return_inverse=True)
-    blocks = np.zeros((len(lattice), n, 3, n, 3))
-    parts = np.split(where.reshape(-1), np.cumsum([len(r) for _, r, _ in near])[:-1])
-    for a, ((column, _, share), at) in enumerate(zip(near, parts, strict=True)):
-        values = constants.values[a, column] * share[:, None, None]
-        np.add.at(blocks, (at, a, slice(None), constants.atoms[column]), values)
-    return FourierSum(lattice=lattice, blocks=blocks.reshape(-1, 3 * n, 3 * n))
+    return from_supercell(
+        constants.values,
+        [_vectors(constants, a) for a in range(len(constants.values))],
+        constants.atoms,
+        constants.shifts,
+        constants.matrix,
+        constants.cell,
+        tolerance=EQUALLY_NEAR,
+    )
 
 
-def nearest_images(constants: ForceConstants, atom: int, *, tolerance: float = 1e-5):
-    """(columns [n], lattice vectors [n, 3], shares [n]) of the nearest images to an atom of cell 0.
-
-    tolerance: Å within which images are equally near.
-    """
-    supercell = constants.matrix @ constants.cell
+def _vectors(constants, atom):
+    """[n_columns, 3] Å from an atom of cell 0 to the atom of each column, any of its images."""
     start = constants.positions[constants.atoms] - constants.positions[atom]
-    x = (start + constants.shifts @ constants.cell) @ np.linalg.inv(supercell)
-    whole = -np.rint(x).astype(int)
-    longest = np.linalg.norm((x + whole) @ supercell, axis=1).max()
-    height = 1 / np.linalg.norm(np.linalg.inv(supercell), axis=0)
-    axes = [np.arange(-m, m + 1) for m in np.floor(0.5 + longest / height + 1e-9).astype(int)]
-    around = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    length = np.linalg.norm(((x + whole)[:, None] + around) @ supercell, axis=-1)
-    column, image = np.nonzero(length < length.min(1, keepdims=True) + tolerance)
-    moved = (whole[column] + around[image]) @ constants.matrix
-    shares = 1 / np.bincount(column)[column]
-    return column, constants.shifts[column] + moved, shares
+    return start + constants.shifts @ constants.cell
 
 
 def truncation(constants: ForceConstants) -> float:
@@ -136,9 +124,9 @@ def truncation(constants: ForceConstants) -> float:
     inside = 0.5 / np.linalg.norm(np.linalg.inv(supercell), axis=0).max()
     worst = 0.0
     for a in range(len(constants.values)):
-        column, lattice, _ = nearest_images(constants, a)
-        ends = constants.positions[constants.atoms[column]] + lattice @ constants.cell
-        far = np.linalg.norm(ends - constants.positions[a], axis=1) > inside - 1e-6
+        vectors = _vectors(constants, a)
+        column, moved, _ = nearest_images(vectors, supercell, tolerance=EQUALLY_NEAR)
+        far = np.linalg.norm(vectors[column] + moved @ supercell, axis=1) > inside - 1e-6
         worst = max(worst, np.abs(constants.values[a, column[far]]).max(initial=0))
     return float(worst)
 

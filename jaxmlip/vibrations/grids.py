@@ -126,3 +126,24 @@ def star_matrices(crystal: Crystal, q, matrix) -> tuple[np.ndarray, np.ndarray]:
         turned = rotated(crystal, i // 2, np.asarray(q)[None], matrix[None])[0]
         out.append(turned.conj() if i % 2 else turned)
     return both[first], np.stack(out)
+
+
+# --- which points are the same -------------------------------------------------------------------
+
+
+def key(q) -> tuple[tuple, bool]:
+    """((i, j, k), whether they are of q): the same for q, -q and q plus a reciprocal vector."""
+    unit = 10**8
+    plus = tuple(np.rint(q * unit).astype(int) % unit)
+    minus = tuple(-np.rint(q * unit).astype(int) % unit)
+    return min(plus, minus), plus <= minus
+
+
+def different(crystal: Crystal, q) -> np.ndarray:
+    """The points of q [n, 3] of which none is the image of one before it."""
+    kept, seen = [], set()
+    for point in q:
+        if key(point)[0] not in seen:
+            kept.append(point)
+            seen |= {key(image)[0] for image in star(crystal, point)}
+    return np.reshape(kept, (-1, 3))

@@ -52,32 +52,66 @@ def from_grid(crystal: Crystal, grid: Grid, matrices) -> FourierSum:
     n, shape = crystal.n_atoms, tuple(grid.shape)
     everywhere = unfolded(crystal, grid, matrices).reshape(*shape, n, 3, n, 3)
     constants = np.fft.fftn(everywhere, axes=(0, 1, 2)).real / np.prod(shape)
-    lattice, pair = _nearest_images(crystal, grid.shape)
+    cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
+    values = constants.transpose(3, 0, 1, 2, 5, 4, 6).reshape(n, -1, 3, 3)
+    x = crystal.scaled_positions
+    vectors = [((cells[:, None] + x - x[a]) @ crystal.cell).reshape(-1, 3) for a in range(n)]
+    return from_supercell(
+        values,
+        vectors,
+        np.tile(np.arange(n), len(cells)),
+        np.repeat(cells, n, axis=0),
+        np.diag(grid.shape),
+        crystal.cell,
+        tolerance=10 * crystal.group.tolerance,
+    )
+
+
+# --- from a supercell ----------------------------------------------------------------------------
+
+
+def from_supercell(values, vectors, atoms, shifts, matrix, cell, *, tolerance: float) -> FourierSum:
+    """Force constants [n, n_columns, 3, 3] of a supercell, each shared by its nearest images.
+
+    A column stands for all images of atom atoms[k] at the lattice vector shifts[k] under
+    translations of the supercell (integer rows `matrix`); only those nearest to the atom of the row
+    count. vectors [n, n_columns, 3]: Å from the atom of the row.
+    """
+    n = len(values)
+    near = [nearest_images(v, matrix @ cell, tolerance=tolerance) for v in vectors]
+    ends = [shifts[column] + moved @ matrix for column, moved, _ in near]
+    lattice, where = np.unique(np.concatenate(ends), axis=0, return_inverse=True)
+    parts = np.split(where.reshape(-1), np.cumsum([len(r) for r in ends])[:-1])
     blocks = np.zeros((len(lattice), n, 3, n, 3))
-    for (a, b), (which, weight) in pair.items():
-        home = tuple((lattice[which] % grid.shape).T)
-        blocks[which, a, :, b] = weight[:, None, None] * constants[(*home, a, slice(None), b)]
+    for a, ((column, _, share), at) in enumerate(zip(near, parts, strict=True)):
+        np.add.at(
+            blocks,
+            (at, a, slice(None), atoms[column]),
+            values[a, column] * share[:, None, None],
+        )
     return FourierSum(lattice=lattice, blocks=blocks.reshape(-1, 3 * n, 3 * n))
 
 
-def _nearest_images(crystal, shape):
-    """(all lattice vectors in use [n_R, 3], {(a, b): (which of them, their weights)})."""
-    cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
-    around = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    images = cells[:, None] - (shape // 2) + around * shape  # [n_cells, 125, 3]
-    found, x = {}, crystal.scaled_positions
-    for a in range(crystal.n_atoms):
-        for b in range(crystal.n_atoms):
-            length = np.linalg.norm((images + x[b] - x[a]) @ crystal.cell, axis=-1)
-            near = length < length.min(1, keepdims=True) + 1e-4  # Å: equal by symmetry
-            found[a, b] = images[near], np.repeat(1 / near.sum(1), near.sum(1))
-    lattice, which = np.unique(
-        np.concatenate([r for r, _ in found.values()]), axis=0, return_inverse=True
-    )
-    ends = np.cumsum([len(r) for r, _ in found.values()])[:-1]
-    parts = np.split(which.reshape(-1), ends)
-    pair = {k: (w, v[1]) for (k, v), w in zip(found.items(), parts, strict=True)}
-    return lattice, pair
+def nearest_images(vectors, supercell, *, tolerance: float):
+    """(which vector [n], integer translations of the supercell [n, 3], shares [n]).
+
+    The images of vectors [m, 3] that are shortest, all of them within `tolerance` Å.
+    """
+    x = vectors @ np.linalg.inv(supercell)
+    whole = -np.rint(x).astype(int)
+    longest = np.linalg.norm((x + whole) @ supercell, axis=1).max()
+    height = 1 / np.linalg.norm(np.linalg.inv(supercell), axis=0)
+    axes = [np.arange(-m, m + 1) for m in np.floor(0.5 + longest / height + 1e-9).astype(int)]
+    around = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    step = max(1, ROOM // (8 * len(around)))
+    parts = []
+    for start in range(0, len(x), step):
+        part = (x + whole)[start : start + step, None] + around
+        length = np.linalg.norm(part @ supercell, axis=-1)
+        which, image = np.nonzero(length < length.min(1, keepdims=True) + tolerance)
+        parts.append((which + start, whole[which + start] + around[image]))
+    which, moved = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return which, moved, 1 / np.bincount(which)[which]
 
 
 def in_supercell(crystal: Crystal, numbers, D: FourierSum, shape) -> ForceConstants:

@@ -7,14 +7,18 @@ and interpolated by Fourier sums, and the sum for the very q is put back. Conven
 (only its smooth part, in reciprocal space) and its defaults are phonopy's, so that both agree.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.phonopy_files import ForceConstants, Polar
+from jaxmlip.vibrations.dispersion import Crystal
 from jaxmlip.vibrations.force_constants import fourier_sum
-from jaxmlip.vibrations.interpolation import FourierSum
+from jaxmlip.vibrations.grids import q_grid
+from jaxmlip.vibrations.interpolation import FourierSum, from_grid
+from jaxmlip.vibrations.velocities import slopes
 
 N_RECIPROCAL = 300  # about how many reciprocal vectors are within the default cutoff
 SMALLEST = 1e-10  # of the Gaussian at that cutoff
@@ -157,6 +161,34 @@ def polar_sum(constants: ForceConstants, polar: Polar) -> PolarSum:
     long = folded[which.reshape(-1), :, :, constants.atoms].transpose(1, 0, 2, 3)
     short = replace(constants, values=constants.values - long)
     return PolarSum(short=fourier_sum(short), dipoles=dipoles)
+
+
+def beyond_supercell(nonanalytic: Callable, lattice: Crystal, width: float) -> Callable:
+    """What a non-analytic D has beyond its interpolation from a supercell of `width` Å.
+
+    To be added to D of a potential without long range, whose own D is analytic: nothing at the q
+    of that supercell but Gamma, the splitting of longitudinal and transverse modes about Gamma.
+    The wider the supercell, the narrower the region; it is phonopy's result for that supercell.
+    """
+    shape = np.maximum(1, np.ceil(width * np.linalg.norm(lattice.reciprocal, axis=1) - 1e-6))
+    grid = q_grid(lattice, shape)
+    inside = from_grid(lattice, grid, nonanalytic(grid.q))
+    return Beyond(nonanalytic=nonanalytic, inside=inside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """The difference of a non-analytic D and its interpolation; call it with q [n_q, 3]."""
+
+    nonanalytic: Callable
+    inside: FourierSum
+
+    def __call__(self, q, direction=None) -> np.ndarray:
+        return self.nonanalytic(q, direction) - self.inside(q)
+
+    def gradient(self, q, cell) -> np.ndarray:
+        """dD/dk [n_q, 3, 3n, 3n], eV/Å, k cartesian in 1/Å without 2 pi."""
+        return slopes(self.nonanalytic, q, cell) - self.inside.gradient(q, cell)
 
 
 def commensurate(matrix) -> np.ndarray:

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmlip.errors import UsageError
+from jaxmlip.interfaces.band_path import band_path
 from jaxmlip.interfaces.phonopy import (
     QMesh,
     ThermalProperties,
+    checked_temperatures,
     projected_dos,
     q_mesh,
     thermal_displacements,
     thermal_properties,
     total_dos,
 )
-from jaxmlip.interfaces.symmetry import band_path
 from jaxmlip.vibrations.certified import (
     Certified,
     certified_mesh,
@@ -41,7 +41,7 @@ from jaxmlip.vibrations.dispersion import (
 )
 from jaxmlip.vibrations.grids import q_grid
 from jaxmlip.vibrations.interpolation import FourierSum, from_grid
-from jaxmlip.vibrations.velocities import group_velocities, slopes
+from jaxmlip.vibrations.velocities import Matrices, group_velocities, slopes
 
 FEW = 24  # points so few that it is as cheap to have all of them exact
 
@@ -87,7 +87,7 @@ class Phonons:
     displacements: np.ndarray  # [n_temperatures, n_atoms, 3, 3] Å², <u u^T>
     interpolation: Certified | None  # of the mesh; None: every D(q) is exact
     force_constants: FourierSum | None  # of the mesh, where it was interpolated
-    n_exact: int  # exact D(q) in all
+    n_exact: int  # exact D(q) in all, beside their slopes
 
     @property
     def imaginary(self) -> tuple[int, float, np.ndarray]:
@@ -117,21 +117,22 @@ def phonons(
 
     D(q [n_q, 3]) -> [n_q, 3n, 3n] eV/Å², analytic in q. nonanalytic(q, direction=None) is added to
     it, the direction [3] being that of the limit where q is zero (`nonanalytic.DipoleSum`, or
-    `beyond_supercell`). path: where the bands are wanted, default `standard_path`. tolerance: THz
-    to which D is interpolated (bands by `certified_points`, mesh by `certified_mesh`), from at most
-    `budget` exact matrices each; None for a D that costs nothing: exact everywhere. A mesh with
-    fewer irreducible points than an interpolation needs is exact, too.
+    `nonanalytic.beyond_supercell`). path: where the bands are wanted, default `standard_path`.
+    tolerance: THz to which D is interpolated (bands by `certified_points`, mesh by
+    `certified_mesh`), from at most `budget` exact matrices each; None for a D that costs nothing:
+    exact everywhere. Lone points and a mesh with fewer irreducible points than an interpolation
+    needs are exact, too. Group velocities are exact where D has a `gradient` (`model_matrices`,
+    Fourier sums).
     correct: (D, D(0)) -> D, such as `with_acoustic_sum`.
     on_imaginary: (frequencies, q) -> None, called with those of the bands and of the mesh; the
     default raises JM306. Imaginary modes are left out of thermal properties, and the share is told.
-    masses: amu, default those of the atoms. symmetric=False: the mesh is reduced by time reversal
-    only. Raises JM307 where the budget ends first.
+    masses: amu, default those of the atoms; the mesh is reduced by what leaves them, too, as they
+    are. symmetric=False: by time reversal only. Raises JM307 where the budget ends first.
     """
-    if len(np.atleast_1d(temperatures)) == 0:
-        raise UsageError("no temperatures are given", where="phonons")
+    temperatures = checked_temperatures(temperatures)
     lattice = crystal(atoms, masses=masses)
     path = standard_path(atoms) if path is None else path
-    points = q_mesh(atoms, mesh, symmetric=symmetric)
+    points = q_mesh(atoms, mesh, symmetric=symmetric, masses=lattice.masses)
     exact, table = remembered(D)
     zero = np.zeros((1, 3))
     gamma = exact(zero)[0] + (0 if nonanalytic is None else nonanalytic(zero)[0])
@@ -200,14 +201,14 @@ def bands_along(
 ) -> Bands:
     """Bands along a path; arguments as in `phonons` and `certified_points`.
 
-    A few points are exact, not interpolated.
+    Lone points and lines of a few points are exact, not interpolated.
     """
-    found, D_path = None, D
-    if tolerance is not None and len(path.q) > FEW:
+    found, D_path, on_line = None, D, _on_line(path)
+    if tolerance is not None and on_line.sum() > FEW:
         found = certified_points(
             D,
             lattice,
-            path.q,
+            path.q[on_line],
             tolerance=tolerance,
             budget=budget + (0 if first is None else len(first)),
             guess=guess,
@@ -216,7 +217,7 @@ def bands_along(
             report=report,
         )
         raise_unless_certified(found)
-        D_path = found.D
+        D_path = found.D if on_line.all() else _either(found.D, D, on_line)
     extra = 0 if nonanalytic is None else _along(nonanalytic, path)
     frequencies, vectors = modes(D_path(path.q) + extra, lattice.masses)
     slope = slopes(D_path, path.q, lattice.cell, nonanalytic)
@@ -229,6 +230,30 @@ def bands_along(
     )
 
 
+def _on_line(path):
+    """[n_q] whether a point is one of many on a line."""
+    out = np.zeros(len(path.q), bool)
+    for first, last in path.segments:
+        out[first:last] = last - first > 1
+    return out
+
+
+def _either(interpolated, exact, on_line):
+    """What is interpolated on the lines of a path and exact at its other points."""
+
+    def joined(line, lone):
+        out = np.empty((len(on_line), *line.shape[1:]), complex)
+        out[on_line], out[~on_line] = line, lone
+        return out
+
+    return Matrices(
+        values=lambda q: joined(interpolated(q[on_line]), exact(q[~on_line])),
+        slopes=lambda q, cell: joined(
+            interpolated.gradient(q[on_line], cell), slopes(exact, q[~on_line], cell)
+        ),
+    )
+
+
 def _along(nonanalytic, path):
     """At zero, the limit along the line."""
     out = nonanalytic(path.q)
@@ -236,19 +261,6 @@ def _along(nonanalytic, path):
     for i in np.flatnonzero(limits & path.direction.any(1)):
         out[i] = nonanalytic(path.q[i : i + 1], path.direction[i])[0]
     return out
-
-
-def beyond_supercell(nonanalytic: Callable, lattice: Crystal, width: float) -> Callable:
-    """What a non-analytic D has beyond its interpolation from a supercell of `width` Å.
-
-    To be added to D of a potential without long range, whose own D is analytic: nothing at the q
-    of that supercell but Gamma, the splitting of longitudinal and transverse modes about Gamma.
-    The wider the supercell, the narrower the region; it is phonopy's result for that supercell.
-    """
-    shape = np.maximum(1, np.ceil(width * np.linalg.norm(lattice.reciprocal, axis=1) - 1e-6))
-    grid = q_grid(lattice, shape)
-    inside = from_grid(lattice, grid, nonanalytic(grid.q))
-    return lambda q, direction=None: nonanalytic(q, direction) - inside(q)
 
 
 # --- paths ---------------------------------------------------------------------------------------

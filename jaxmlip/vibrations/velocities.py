@@ -1,29 +1,55 @@
 """Group velocities of phonons: slopes of frequencies along q, safe where modes are degenerate."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from jaxmlip import units
+from jaxmlip.derivatives.bloch import dynamical_matrix, dynamical_matrix_slopes
 
 KM_PER_S = 0.1  # of 1 Å THz
 SLOWEST = 1e-3  # THz; below it a frequency has no usable slope
-STEP = 2e-5  # of the reciprocal cell, for slopes of a D that gives none itself
+STEP = 3e-4  # of the reciprocal cell: 1e-5 of a slope in either precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """D(q) with its slopes; call it with q [n_q, 3]."""
+
+    values: Callable  # q -> [n_q, 3n, 3n] eV/Å²
+    slopes: Callable  # (q, cell) -> dD/dk [n_q, 3, 3n, 3n] eV/Å
+
+    def __call__(self, q) -> np.ndarray:
+        return self.values(q)
+
+    def gradient(self, q, cell) -> np.ndarray:
+        """dD/dk [n_q, 3, 3n, 3n], eV/Å, k cartesian in 1/Å without 2 pi."""
+        return self.slopes(q, cell)
+
+
+def model_matrices(apply, params, system) -> Matrices:
+    """D(q) of a potential, exact as its slopes are; each is compiled when it is first asked for."""
+    matrix, slope = dynamical_matrix(apply), dynamical_matrix_slopes(apply)
+    return Matrices(
+        values=lambda q: np.asarray(matrix(params, system, np.asarray(q))),
+        slopes=lambda q, cell: np.asarray(slope(params, system, np.asarray(q))[1]),
+    )
 
 
 def slopes(D: Callable, q, cell, nonanalytic: Callable | None = None) -> np.ndarray:
-    """dD/dk [n_q, 3, 3n, 3n], eV/Å, k cartesian in 1/Å without 2 pi.
+    """dD/dk [n_q, 3, 3n, 3n], eV/Å, k cartesian in 1/Å without 2 pi, of D and what is added to it.
 
-    From the sum itself where D has a `gradient`, else by central differences in q.
+    Exact where a function has a `gradient`, else by central differences in q.
     """
-    q = np.asarray(q, np.float64)
-    exact = hasattr(D, "gradient")
-    rest = [] if nonanalytic is None else [nonanalytic]
-    rest = rest if exact else [D, *rest]
-    steps = STEP * np.eye(3)
-    parts = [[(f(q + s) - f(q - s)) / (2 * STEP) for s in steps] for f in rest]
-    out = np.einsum("ca,aqij->qcij", np.asarray(cell).T, np.sum(parts, 0)) if rest else 0
-    return out + D.gradient(q, cell) if exact else out
+    q = np.asarray(q, np.float64).reshape(-1, 3)
+    parts = [D] if nonanalytic is None else [D, nonanalytic]
+    return sum(f.gradient(q, cell) if hasattr(f, "gradient") else _steps(f, q, cell) for f in parts)
+
+
+def _steps(f, q, cell):
+    each = [(f(q + s) - f(q - s)) / (2 * STEP) for s in STEP * np.eye(3)]
+    return np.einsum("ca,aqij->qcij", np.asarray(cell).T, np.array(each), optimize=True)
 
 
 def group_velocities(slope, frequencies, vectors, masses) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.derivatives.bloch import dynamical_matrix, dynamical_matrix_strains
 from jaxmlip.errors import UsageError
-from jaxmlip.interfaces.phonopy import QMesh, q_mesh, thermal_properties
+from jaxmlip.interfaces.phonopy import QMesh, checked_temperatures, q_mesh, thermal_properties
 from jaxmlip.system import pad
 from jaxmlip.vibrations.dispersion import frequencies_THz
 from jaxmlip.vibrations.gruneisen import mode_gruneisen
@@ -59,6 +59,7 @@ def harmonic_volumes(
     `ase.Atoms` (symmetry, masses). mesh: divisions of the reciprocal cell. One compilation, volume
     after volume. Modes below zero and the three translations at Gamma are left out of the sums.
     """
+    temperatures = checked_temperatures(temperatures)
     systems = _of_one_shape(systems)
     points, masses = q_mesh(atoms, mesh), atoms.get_masses()
     energy, matrix = jax.jit(apply), dynamical_matrix(apply, memory=memory)
@@ -72,7 +73,7 @@ def harmonic_volumes(
         energies=np.array([float(energy(params, s)["energy"].sum()) for s in systems]),
         frequencies_THz=frequencies,
         mesh=points,
-        temperatures=np.asarray(temperatures, float),
+        temperatures=temperatures,
         free_energies=table("free_energy", units.kJ_mol),
         entropies=table("entropy", units.kJ_mol / 1000),
         heat_capacities=table("heat_capacity", units.kJ_mol / 1000),
