@@ -117,7 +117,15 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
     assert done.n_reused == 1 and done.results["n2"] == {"square": 4}
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises; a shell starts its background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path, ctrl_c):
     release = threading.Event()
 
     def blocked(item):
@@ -134,7 +142,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_the_run_that_started_it(tmp_path, how):
+def test_no_worker_outlives_the_run_that_started_it(tmp_path, how, ctrl_c):
     """Whether it was interrupted or had no time for anything."""
     code = f"""if True:
         from screening_items import nap
