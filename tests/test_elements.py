@@ -38,7 +38,11 @@ def system():
     return from_ase(atoms, 4.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("MACE, universal", "MACE, gated")
+EACH = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW), id=n) for n in MODELS]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_fewer_elements_are_the_same_function(name, system, tmp_path):
     model = MODELS[name]
     params = jax.jit(model.init)(jax.random.key(0), system)

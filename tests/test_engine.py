@@ -48,9 +48,10 @@ def limits(monkeypatch):
     return choose
 
 
+NESTED = "nested blocks, first layer by species"
 WAYS = {
     "blocks": (FEW, 32, False),
-    "nested blocks, first layer by species": (FEW, 2, True),
+    NESTED: (FEW, 2, True),
 }
 
 
@@ -96,8 +97,15 @@ def plain(system):
     return out
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", MODELS)
+CASES = [
+    ("MACE", NESTED),
+    ("NequIP", "blocks"),
+    pytest.param("MACE", "blocks", marks=pytest.mark.slow),
+    pytest.param("NequIP", NESTED, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name, way", CASES)
 def test_every_derivative_is_that_of_the_plain_way(name, way, plain, system, limits):
     params, expected = plain[name]
     limits(*WAYS[way])
