@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxmlip.cli import analysis, session
-from jaxmlip.cli.output import Output, note, task
+from jaxmlip.cli.crystals import crystal_of
+from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError
 
 STEEP = 1e-3  # eV/Å; forces on a crystal beyond which its phonons mean little
@@ -52,7 +53,7 @@ def from_model(
 
     read = session.read(file, model, output, frame=frame)
     model = _for_elements(model, read.numbers)
-    atoms = _cell_of(read, file, output, primitive=primitive, symprec=symprec)
+    atoms = crystal_of(read, "phonons", file, output, primitive=primitive, symprec=symprec)
     in_file = cell_in(atoms.cell, read.cell, size=len(read) // len(atoms))
     done = {"relaxed": relax, "relax_steps": 0}
     if relax:
@@ -86,29 +87,6 @@ def _for_elements(model, numbers):
         return model
     potential, params, _ = checkpoint.load(pretrained.path_of(model.name), elements=elements)
     return replace(model, potential=potential, params=cast(params, model.dtype))
-
-
-def _cell_of(atoms, file, output, *, primitive, symprec):
-    from jaxmlip.interfaces import symmetry
-
-    if not atoms.pbc.all():
-        raise DataError(
-            f"phonons are for crystals; this structure is periodic along {int(atoms.pbc.sum())} "
-            "axes of three",
-            where=file,
-            code="JM216",
-            fix="`jaxmlip modes` for molecules; a slab needs a cell with a vacuum and pbc set",
-        )
-    if atoms.constraints:
-        output.warn("constraints are left out: phonons are those of the free crystal")
-        atoms = atoms.copy()
-        atoms.set_constraint()
-    if not primitive:
-        return atoms
-    found = symmetry.primitive(atoms, tolerance=symprec)
-    if len(found) < len(atoms):
-        note(f"primitive cell: {len(found)} of {len(atoms)} atoms")
-    return found
 
 
 def _relaxed(atoms, model, *, fixed_cell, limits, method, symprec):
@@ -191,7 +169,7 @@ def from_file(file, path, output: Output, *, born, frame) -> Source:
     atoms, in_file = primitive_atoms(constants), np.eye(3)
     if str(file) != str(path):
         read = read_structure(file, frame=frame)
-        read = _cell_of(read, file, output, primitive=False, symprec=None)
+        read = crystal_of(read, "phonons", file, output, primitive=False, symprec=0)
         in_file = _checked_same(read, atoms, file, path)
     whole = fourier_sum(constants) if polar is None else polar_sum(constants, polar)
     return Source(
