@@ -19,7 +19,7 @@ def crystal_of(atoms, what: str, source: str, output: Output, *, primitive: bool
             "axes of three",
             where=source,
             code="JM214",
-            fix="a cell and pbc along three axes (slabs with vacuum); `jaxmlip modes` for molecules",
+            fix="a cell and pbc along three axes (a slab: vacuum); `jaxmlip modes` for molecules",
         )
     if atoms.constraints:
         output.warn("constraints are left out: the crystal is taken as free")
