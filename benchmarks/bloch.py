@@ -23,12 +23,12 @@ from ase.build import bulk
 
 import jaxmlip
 from benchmarks import timing
-from jaxmlip.derivatives.bloch import dynamical_matrix
-from jaxmlip.derivatives.bloch_modes import phonon_frequencies
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
+from jaxmlip.derivatives.bloch.modes import phonon_frequencies
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models.mace import MACE
 from jaxmlip.system import cast
-from jaxmlip.vibrations.force_constants import (
+from jaxmlip.vibrations.phonons.force_constants import (
     _supercell,
     _unfolded,
     displacements,

@@ -18,9 +18,9 @@ from ase.spacegroup import crystal
 
 from benchmarks import timing
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.symmetry import symmetry
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 from jaxmlip.models.mace import MACE
-from jaxmlip.vibrations.force_constants import compatible, displacements, force_constants
+from jaxmlip.vibrations.phonons.force_constants import compatible, displacements, force_constants
 
 
 def quartz():

@@ -30,7 +30,8 @@ DOUBTFUL = ("RSM0210", "RSM0216", "RSM0218")
 
 def main():
     options = arguments()
-    from jaxmlip.cli import screen, session
+    from jaxmlip.cli import session
+    from jaxmlip.cli.crystal import screen
     from jaxmlip.workflows import heat_capacity, map_resumable, processes
 
     session.start(x64=True)

@@ -103,7 +103,7 @@ def columns(task):
     """Energy and forces before and after the Hessian, so that the load is that of the same time."""
     import jax
 
-    from jaxmlip.derivatives.plan import plan_hessian
+    from jaxmlip.derivatives.second.plan import plan_hessian
 
     apply, params, system, facts = random_model(task)
     call, force_s = force_call(apply, params, system)
@@ -122,7 +122,7 @@ def columns(task):
 
 
 def memory(task):
-    from jaxmlip.derivatives.plan import plan_hessian
+    from jaxmlip.derivatives.second.plan import plan_hessian
 
     apply, params, system, facts = random_model(task)
     atoms = task["n_rows"] and range(task["n_rows"])
@@ -136,7 +136,7 @@ def memory_of_crystal(limit):
     from ase.build import bulk
 
     import jaxmlip
-    from jaxmlip.derivatives.plan import plan_hessian
+    from jaxmlip.derivatives.second.plan import plan_hessian
     from jaxmlip.models import Morse
 
     model = Morse(cutoff=6.0)
@@ -167,7 +167,7 @@ def precision(task):
 
     import jaxmlip
     from benchmarks.systems import MOLECULES
-    from jaxmlip.derivatives.quality import symmetrised
+    from jaxmlip.derivatives.second.quality import symmetrised
     from jaxmlip.md import relax
     from jaxmlip.system import cast
     from jaxmlip.vibrations import normal_modes

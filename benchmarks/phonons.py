@@ -27,16 +27,16 @@ from ase.build import bulk
 
 import jaxmlip
 from benchmarks import timing
-from jaxmlip.derivatives.bloch import dynamical_matrix
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.symmetry import symmetry
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 from jaxmlip.md.cell import relax_cell
 from jaxmlip.models.pair import LennardJones
-from jaxmlip.vibrations.certified import certified_points, generic, remembered
-from jaxmlip.vibrations.dispersion import crystal, frequencies_THz
-from jaxmlip.vibrations.grids import q_grid
-from jaxmlip.vibrations.interpolation import from_grid
-from jaxmlip.vibrations.phonons import standard_path
+from jaxmlip.vibrations.phonons.bands import standard_path
+from jaxmlip.vibrations.phonons.certified import certified_points, generic, remembered
+from jaxmlip.vibrations.phonons.dispersion import crystal, frequencies_THz
+from jaxmlip.vibrations.phonons.grids import q_grid
+from jaxmlip.vibrations.phonons.interpolation import from_grid
 
 
 def skewed():
@@ -167,7 +167,7 @@ def finite_differences(n, atoms, potential, params, q, right):
     """phonopy's displacements in n x n x n cells, forces of the same potential."""
     from phonopy import Phonopy
 
-    from jaxmlip.interfaces.phonopy_files import from_phonopy_atoms, to_phonopy_atoms
+    from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms, to_phonopy_atoms
 
     phonon = Phonopy(to_phonopy_atoms(atoms), np.eye(3, dtype=int) * n, primitive_matrix=np.eye(3))
     phonon.generate_displacements(distance=0.01, is_plusminus="auto")

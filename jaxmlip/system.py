@@ -53,7 +53,7 @@ class System:
     spin: Array  # [n_graphs] multiplicity 2S+1
     field: Array  # [n_graphs, 3] external electric field, V/Å
     edges: Edges | None = None
-    wave: Any = None  # a `jaxmlip.derivatives.bloch.Wave` while displacements carry phases
+    wave: Any = None  # a `jaxmlip.derivatives.bloch.matrix.Wave` while displacements carry phases
 
     @property
     def n_atoms(self) -> int:

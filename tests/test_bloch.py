@@ -12,24 +12,24 @@ from ase.build import bulk
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
-from jaxmlip.derivatives.bloch import (
+from jaxmlip.derivatives.bloch.matrix import (
     Wave,
     dynamical_matrix,
     dynamical_matrix_slopes,
     dynamical_matrix_strains,
 )
-from jaxmlip.derivatives.bloch_modes import (
+from jaxmlip.derivatives.bloch.modes import (
     THZ,
     group_velocities,
     mode_gruneisen,
     phonon_frequencies,
 )
-from jaxmlip.derivatives.bloch_supercell import (
+from jaxmlip.derivatives.bloch.supercell import (
     door_error,
     dynamical_matrix_supercell,
     dynamical_matrix_unrolled,
 )
-from jaxmlip.derivatives.second import hessian
+from jaxmlip.derivatives.second.hessian import hessian
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models.mace import MACE

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from structures import ethanol, toy, triclinic
 
 import jaxmlip
-from jaxmlip.derivatives.second import rows_at_once
+from jaxmlip.derivatives.second.hessian import rows_at_once
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.potential import Potential, add, add_field, add_reference_energies, scale

@@ -12,14 +12,14 @@ from crystals import SIGMA, argon, folder, save_argon, skewed, system_of  # noqa
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
-from jaxmlip.cli.elastic import elastic
-from jaxmlip.derivatives.bloch import dynamical_matrix
+from jaxmlip.cli.crystal.elastic import elastic
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.derivatives.elastic import elastic_constants, full_tensor, voigt_matrix
 from jaxmlip.derivatives.first import predict
 from jaxmlip.errors import DataError, NumericalError, UsageError
 from jaxmlip.md import relax, relax_cell
 from jaxmlip.system import pad, strain
-from jaxmlip.vibrations.elasticity import (
+from jaxmlip.vibrations.crystals.elasticity import (
     KELVIN,
     METRES_PER_SECOND,
     _sphere,

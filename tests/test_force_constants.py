@@ -17,14 +17,14 @@ import jaxmlip
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.phonopy_files import column_of
-from jaxmlip.interfaces.symmetry import displacement_directions, symmetry
+from jaxmlip.interfaces.phonons.phonopy_files import column_of
+from jaxmlip.interfaces.phonons.symmetry import displacement_directions, symmetry
 from jaxmlip.models import LennardJones
 from jaxmlip.neighbors import find_edges
 from jaxmlip.potential import Potential
 from jaxmlip.system import edge_vectors, supercell
-from jaxmlip.vibrations.dispersion import frequencies_THz
-from jaxmlip.vibrations.force_constants import (
+from jaxmlip.vibrations.phonons.dispersion import frequencies_THz
+from jaxmlip.vibrations.phonons.force_constants import (
     compatible,
     displacements,
     enough_repeats,
@@ -32,7 +32,7 @@ from jaxmlip.vibrations.force_constants import (
     fourier_sum,
     truncation,
 )
-from jaxmlip.vibrations.interpolation import nearest_images
+from jaxmlip.vibrations.phonons.interpolation import nearest_images
 
 CM1 = units.THz / units.invcm
 

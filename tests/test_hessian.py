@@ -24,14 +24,14 @@ from test_models import MODELS, evaluate, potential, system_of
 
 from jaxmlip import units
 from jaxmlip.derivatives.first import forces
-from jaxmlip.derivatives.free_memory import free_memory, host_memory
-from jaxmlip.derivatives.lanczos import nodes_and_weights, spectral_density, sum_over_modes
-from jaxmlip.derivatives.lowest import lowest_modes
-from jaxmlip.derivatives.mass_weighted import inverse_roots, rigid_motions
-from jaxmlip.derivatives.plan import plan_hessian
-from jaxmlip.derivatives.quality import symmetrised
-from jaxmlip.derivatives.second import hessian, hessian_vector_product
-from jaxmlip.derivatives.sparse import colouring, dense, neighbourhoods, sparse_hessian
+from jaxmlip.derivatives.second.free_memory import free_memory, host_memory
+from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
+from jaxmlip.derivatives.second.lanczos import nodes_and_weights, spectral_density, sum_over_modes
+from jaxmlip.derivatives.second.lowest import lowest_modes
+from jaxmlip.derivatives.second.mass_weighted import inverse_roots, rigid_motions
+from jaxmlip.derivatives.second.plan import plan_hessian
+from jaxmlip.derivatives.second.quality import symmetrised
+from jaxmlip.derivatives.second.sparse import colouring, dense, neighbourhoods, sparse_hessian
 from jaxmlip.derivatives.third import (
     cubic_along,
     cubic_force_constants,
@@ -42,8 +42,8 @@ from jaxmlip.errors import NumericalError, ResourceError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import Morse
 from jaxmlip.system import cast, concatenate, edge_vectors, pad, sum_edges, sum_energies
+from jaxmlip.vibrations.crystals.spectral_density import density_of_states, thermal
 from jaxmlip.vibrations.modes import frequencies_cm1, mass_weighted, normal_modes
-from jaxmlip.vibrations.spectral_density import density_of_states, thermal
 from jaxmlip.vibrations.thermodynamics import harmonic
 
 MOLECULE = from_ase(ethanol(), 4.0)

@@ -15,10 +15,10 @@ from numpy.testing import assert_allclose
 from jaxmlip.derivatives.first import forces
 from jaxmlip.derivatives.third import cubic_force_constants as columns_of
 from jaxmlip.errors import DataError, ResourceError, UsageError
-from jaxmlip.interfaces import phono3py as door
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.phonopy_files import from_phonopy_atoms
-from jaxmlip.interfaces.symmetry import symmetry
+from jaxmlip.interfaces.phonons import phono3py as door
+from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 
 needs_phono3py = pytest.mark.skipif(find_spec("phono3py") is None, reason="needs phono3py")
 MODEL = argon(2.0, onset=0.5, smoothness=4)  # third derivatives are smooth

@@ -14,12 +14,12 @@ from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, pair_sum, read_
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.phonopy import q_mesh, thermal_displacements, thermal_properties
-from jaxmlip.vibrations.dispersion import crystal, frequencies_THz, modes
-from jaxmlip.vibrations.grids import q_grid
-from jaxmlip.vibrations.interpolation import FourierSum, from_grid, in_supercell
-from jaxmlip.vibrations.phonons import bands_along, phonons, points_path, standard_path
-from jaxmlip.vibrations.velocities import Matrices, group_velocities, model_matrices, slopes
+from jaxmlip.interfaces.phonons.phonopy import q_mesh, thermal_displacements, thermal_properties
+from jaxmlip.vibrations.phonons.bands import bands_along, phonons, points_path, standard_path
+from jaxmlip.vibrations.phonons.dispersion import crystal, frequencies_THz, modes
+from jaxmlip.vibrations.phonons.grids import q_grid
+from jaxmlip.vibrations.phonons.interpolation import FourierSum, from_grid, in_supercell
+from jaxmlip.vibrations.phonons.velocities import Matrices, group_velocities, model_matrices, slopes
 
 RNG = np.random.default_rng(7)
 
@@ -105,8 +105,8 @@ PER_POINT = ("q", "distance", "direction")
 @pytest.mark.filterwarnings("ignore:Symmetry of Born")  # random charges have none
 def test_charges_of_a_born_file_are_those_that_were_written(tmp_path):
     """Of C3 symmetry and not symmetric as matrices: which index is the field's can be told."""
-    from jaxmlip.cli.phonon_sources import _polar
-    from jaxmlip.interfaces.phonopy_files import Polar, symmetrized_polar, write_born
+    from jaxmlip.cli.crystal.phonon_sources import _polar
+    from jaxmlip.interfaces.phonons.phonopy_files import Polar, symmetrized_polar, write_born
 
     # two atoms of one kind at sites of C3 on a polar axis, without mirrors
     cell = 4.0 * np.array([[1, 0, 0], [-0.5, 0.75**0.5, 0], [0, 0, 1.7]])
@@ -144,7 +144,7 @@ def test_temperatures_below_zero_are_refused_before_anything_is_computed(tempera
 
 def save_springs(path, atoms, shape=(2, 2, 2)):
     """A phonopy.yaml of the pair sum of argon, whatever the elements are."""
-    from jaxmlip.interfaces.phonopy_files import write_phonopy
+    from jaxmlip.interfaces.phonons.phonopy_files import write_phonopy
 
     lattice = crystal(atoms)
     grid = q_grid(lattice, shape)

@@ -18,13 +18,18 @@ from test_bloch import LJ, MASSES, TINY, network
 import jaxmlip
 from jaxmlip import units
 from jaxmlip.cli.main import main
-from jaxmlip.derivatives.bloch import dynamical_matrix
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.errors import DataError, NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import MACE
 from jaxmlip.models.pair import Morse
 from jaxmlip.potential import Potential, scale
-from jaxmlip.vibrations.certified import (
+from jaxmlip.vibrations.phonons.bands import (
+    phonons,
+    points_path,
+    standard_path,
+)
+from jaxmlip.vibrations.phonons.certified import (
     SAFETY,
     certified_mesh,
     certified_points,
@@ -32,7 +37,7 @@ from jaxmlip.vibrations.certified import (
     raise_unless_certified,
     remembered,
 )
-from jaxmlip.vibrations.dispersion import (
+from jaxmlip.vibrations.phonons.dispersion import (
     acoustic_sum,
     connected,
     crystal,
@@ -42,14 +47,15 @@ from jaxmlip.vibrations.dispersion import (
     raise_if_imaginary,
     with_acoustic_sum,
 )
-from jaxmlip.vibrations.grids import q_grid, rotated, star, star_matrices, unfolded
-from jaxmlip.vibrations.interpolation import FourierSum, from_grid, from_points, in_supercell, prior
-from jaxmlip.vibrations.phonons import (
-    phonons,
-    points_path,
-    standard_path,
+from jaxmlip.vibrations.phonons.grids import q_grid, rotated, star, star_matrices, unfolded
+from jaxmlip.vibrations.phonons.interpolation import (
+    FourierSum,
+    from_grid,
+    from_points,
+    in_supercell,
+    prior,
 )
-from jaxmlip.vibrations.velocities import slopes
+from jaxmlip.vibrations.phonons.velocities import slopes
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "vibrations" / "phonopy_examples"
 CM1 = units.THz / units.invcm
@@ -180,8 +186,8 @@ def test_cold_crystals_follow_debye_and_hot_ones_dulong_and_petit():
 def test_sodium_chloride_splits_and_has_the_heat_capacity_of_phonopy():
     if not SHARED.exists():
         pytest.skip("no shared data beside this checkout")
-    from jaxmlip.interfaces.phonopy_files import primitive_atoms, read_phonopy
-    from jaxmlip.vibrations.nonanalytic import polar_sum
+    from jaxmlip.interfaces.phonons.phonopy_files import primitive_atoms, read_phonopy
+    from jaxmlip.vibrations.phonons.nonanalytic import polar_sum
 
     constants, polar = read_phonopy(SHARED / "NaCl" / "phonopy_disp.yaml")
     atoms, D = primitive_atoms(constants), polar_sum(constants, polar)
@@ -388,8 +394,8 @@ def test_one_program_serves_every_mesh_and_path():
 
 def test_what_lies_beyond_a_supercell_is_nothing_at_its_own_points():
     atoms = bulk("NaCl", "rocksalt", a=5.6)
-    from jaxmlip.interfaces.phonopy_files import Polar
-    from jaxmlip.vibrations.nonanalytic import beyond_supercell, dipole_sum
+    from jaxmlip.interfaces.phonons.phonopy_files import Polar
+    from jaxmlip.vibrations.phonons.nonanalytic import beyond_supercell, dipole_sum
 
     lattice, charges = crystal(atoms), np.array([np.eye(3), -np.eye(3)])
     nothing = FourierSum(lattice=np.zeros((1, 3), int), blocks=np.zeros((1, 6, 6)))

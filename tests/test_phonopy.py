@@ -17,8 +17,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmlip import units
 from jaxmlip.errors import DataError, UsageError
-from jaxmlip.interfaces.band_path import band_path
-from jaxmlip.interfaces.phonopy import (
+from jaxmlip.interfaces.phonons.band_path import band_path
+from jaxmlip.interfaces.phonons.phonopy import (
     dynamical_matrices,
     projected_dos,
     q_mesh,
@@ -26,7 +26,7 @@ from jaxmlip.interfaces.phonopy import (
     thermal_properties,
     total_dos,
 )
-from jaxmlip.interfaces.phonopy_files import (
+from jaxmlip.interfaces.phonons.phonopy_files import (
     ForceConstants,
     column_of,
     primitive_atoms,
@@ -39,10 +39,10 @@ from jaxmlip.interfaces.phonopy_files import (
     write_force_constants,
     write_phonopy,
 )
-from jaxmlip.vibrations.dispersion import frequencies_THz, modes
-from jaxmlip.vibrations.force_constants import fourier_sum
-from jaxmlip.vibrations.gruneisen import mean_gruneisen, mode_gruneisen
-from jaxmlip.vibrations.nonanalytic import charge_sum, commensurate, dipole_sum, polar_sum
+from jaxmlip.vibrations.phonons.dispersion import frequencies_THz, modes
+from jaxmlip.vibrations.phonons.force_constants import fourier_sum
+from jaxmlip.vibrations.phonons.gruneisen import mean_gruneisen, mode_gruneisen
+from jaxmlip.vibrations.phonons.nonanalytic import charge_sum, commensurate, dipole_sum, polar_sum
 
 pytest.importorskip("phonopy")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "vibrations"  # beside a checkout

@@ -12,10 +12,10 @@ from crystals import argon, folder, save_argon, system_of  # noqa: F401
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
-from jaxmlip.cli.qha import qha
+from jaxmlip.cli.crystal.qha import qha
 from jaxmlip.errors import NumericalError, UsageError
-from jaxmlip.interfaces.phonopy import q_mesh
-from jaxmlip.vibrations.equation_of_state import (
+from jaxmlip.interfaces.phonons.phonopy import q_mesh
+from jaxmlip.vibrations.crystals.equation_of_state import (
     BIRCH_MURNAGHAN,
     VINET,
     bulk_modulus,
@@ -23,8 +23,8 @@ from jaxmlip.vibrations.equation_of_state import (
     values,
     volume_at,
 )
-from jaxmlip.vibrations.quasiharmonic import expansion_from_gruneisen, quasiharmonic
-from jaxmlip.vibrations.volumes import harmonic_volumes, scaled, volume_gruneisen
+from jaxmlip.vibrations.crystals.quasiharmonic import expansion_from_gruneisen, quasiharmonic
+from jaxmlip.vibrations.crystals.volumes import harmonic_volumes, scaled, volume_gruneisen
 
 DATA = Path(__file__).parents[2] / "shared/data/vibrations/phonopy_examples"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA}")

@@ -22,9 +22,11 @@ from numpy.testing import assert_allclose
 from screening_items import deadly, logged, square
 
 from jaxmlip import units
-from jaxmlip.cli import screen
-from jaxmlip.derivatives import bloch, lanczos, second
-from jaxmlip.derivatives.bloch import dynamical_matrix
+from jaxmlip.cli.crystal import screen
+from jaxmlip.derivatives.bloch import matrix as bloch
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
+from jaxmlip.derivatives.second import hessian as second
+from jaxmlip.derivatives.second import lanczos
 from jaxmlip.errors import (
     DataError,
     Interrupted,
@@ -36,7 +38,7 @@ from jaxmlip.errors import (
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import LennardJones, checkpoint
 from jaxmlip.system import ladder, pad
-from jaxmlip.vibrations import heat_capacity as cv
+from jaxmlip.vibrations.crystals import heat_capacity as cv
 from jaxmlip.vibrations.modes import frequencies_cm1
 from jaxmlip.workflows import heat_capacity as work
 from jaxmlip.workflows import map_resumable, processes

@@ -8,9 +8,9 @@ from ase.spacegroup import crystal
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmlip.errors import DataError, UsageError
-from jaxmlip.interfaces.band_path import band_path
-from jaxmlip.interfaces.same_crystal import common_cell
-from jaxmlip.interfaces.symmetry import (
+from jaxmlip.interfaces.phonons.band_path import band_path
+from jaxmlip.interfaces.phonons.same_crystal import common_cell
+from jaxmlip.interfaces.phonons.symmetry import (
     displacement_directions,
     primitive,
     site_symmetry,

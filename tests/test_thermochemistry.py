@@ -12,14 +12,14 @@ from numpy.testing import assert_allclose
 from jaxmlip import units
 from jaxmlip.errors import DataError, NumericalError, UsageError
 from jaxmlip.vibrations import damped_rotor, harmonic, ideal_gas, normal_modes
-from jaxmlip.vibrations.internal_rotation import (
+from jaxmlip.vibrations.molecules.internal_rotation import (
     hindered_rotor,
     internal_rotations,
     rotatable_bonds,
     turning,
     warning,
 )
-from jaxmlip.vibrations.isotopes import (
+from jaxmlip.vibrations.molecules.isotopes import (
     bell,
     equilibrium_ratio,
     isotope_mass,
@@ -29,7 +29,7 @@ from jaxmlip.vibrations.isotopes import (
     substituted,
     wigner,
 )
-from jaxmlip.vibrations.point_group import symmetry_number
+from jaxmlip.vibrations.molecules.point_group import symmetry_number
 from jaxmlip.vibrations.thermodynamics import held_in_place, raised, standard_pressure
 
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, if at all

@@ -17,10 +17,10 @@ from jaxmlip.cli.main import main
 from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.models import LennardJones, checkpoint
 from jaxmlip.potential import Potential
-from jaxmlip.vibrations import surface
-from jaxmlip.vibrations.quadratic import informed, lowest, rational_step, updated
-from jaxmlip.vibrations.reaction_path import reaction_path
-from jaxmlip.vibrations.transition_state import (
+from jaxmlip.vibrations.reactions import surface
+from jaxmlip.vibrations.reactions.quadratic import informed, lowest, rational_step, updated
+from jaxmlip.vibrations.reactions.reaction_path import reaction_path
+from jaxmlip.vibrations.reactions.transition_state import (
     exact_hessian,
     hessian_products,
     minimum,

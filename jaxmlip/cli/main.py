@@ -13,22 +13,8 @@ from typing import Annotated
 
 import typer
 
-from jaxmlip.cli import (
-    demo,
-    doctor,
-    elastic,
-    evaluate,
-    ir,
-    models,
-    modes,
-    phonons,
-    qha,
-    relax,
-    screen,
-    singlepoint,
-    train,
-    ts,
-)
+from jaxmlip.cli import demo, doctor, evaluate, ir, models, modes, relax, singlepoint, train, ts
+from jaxmlip.cli.crystal import elastic, phonons, qha, screen
 from jaxmlip.errors import JaxmlipError
 
 NOT_WRITABLE = (

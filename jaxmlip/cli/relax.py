@@ -45,7 +45,8 @@ def relax(
     Atoms held by FixAtoms keep their positions, with --cell their fractional coordinates. Exit
     status 4 if it does not converge; the best structure is written all the same.
     """
-    from jaxmlip.cli import analysis, crystals, selection, session
+    from jaxmlip.cli import analysis, selection, session
+    from jaxmlip.cli.crystal import crystals
     from jaxmlip.interfaces.ase import from_ase
 
     output = plan(file, ["relaxed.xyz"], out=out, json_file=json, overwrite=overwrite)
@@ -121,7 +122,7 @@ def _moved(atoms, system, model):
     import numpy as np
 
     from jaxmlip.cli.analysis import with_results
-    from jaxmlip.cli.crystals import to_atoms
+    from jaxmlip.cli.crystal.crystals import to_atoms
     from jaxmlip.derivatives.first import total_energy
 
     slope = jax.jit(jax.value_and_grad(total_energy(model.potential.apply)))

@@ -53,7 +53,7 @@ def held_atoms(atoms, chosen: str | None, where: str):
 
 def with_isotopes(atoms, isotopes):
     """A copy with the masses of isotopes, from "H=2" (every hydrogen) or "3=2" (atom 3)."""
-    from jaxmlip.vibrations.isotopes import isotope_mass
+    from jaxmlip.vibrations.molecules.isotopes import isotope_mass
 
     atoms = atoms.copy()
     masses = atoms.get_masses()

@@ -30,7 +30,7 @@ def standard(pressure, concentration, temperature):
 
 def of_structure(found, gas):
     """(Thermochemistry or None, the error that stands in its way or None)."""
-    from jaxmlip.vibrations.point_group import symmetry_number
+    from jaxmlip.vibrations.molecules.point_group import symmetry_number
     from jaxmlip.vibrations.thermodynamics import held_in_place, ideal_gas
 
     held, atoms = found.fixed is not None, found.atoms
@@ -88,7 +88,7 @@ def as_table(thermo):
 def rotations(found, temperature, output) -> dict:
     """Warns of modes that are internal rotations; they as JSON."""
     from jaxmlip.cli.analysis import bonds_of
-    from jaxmlip.vibrations.internal_rotation import internal_rotations, warning
+    from jaxmlip.vibrations.molecules.internal_rotation import internal_rotations, warning
 
     atoms = found.atoms
     if found.fixed is not None:

@@ -51,8 +51,8 @@ def ts(
     """
     from jaxmlip.cli import analysis, selection, session
     from jaxmlip.interfaces.ase import from_ase
-    from jaxmlip.vibrations import transition_state as search
-    from jaxmlip.vibrations.reaction_path import reaction_path
+    from jaxmlip.vibrations.reactions import transition_state as search
+    from jaxmlip.vibrations.reactions.reaction_path import reaction_path
 
     files = ["ts.xyz", *(["irc.xyz"] if irc else [])]
     output = plan(file, files, out=out, json_file=json, overwrite=overwrite)

@@ -1,25 +1,25 @@
 """Derivatives of one energy: each takes `apply` and returns a function of (params, system)."""
 
-from jaxmlip.derivatives.bloch import (
+from jaxmlip.derivatives.bloch.matrix import (
     dynamical_matrix,
     dynamical_matrix_slopes,
     dynamical_matrix_strains,
 )
-from jaxmlip.derivatives.bloch_modes import group_velocities, mode_gruneisen, phonon_frequencies
-from jaxmlip.derivatives.bloch_supercell import (
+from jaxmlip.derivatives.bloch.modes import group_velocities, mode_gruneisen, phonon_frequencies
+from jaxmlip.derivatives.bloch.supercell import (
     door_error,
     dynamical_matrix_supercell,
     dynamical_matrix_unrolled,
 )
 from jaxmlip.derivatives.elastic import ElasticConstants, elastic_constants
 from jaxmlip.derivatives.first import forces, predict, stress
-from jaxmlip.derivatives.lanczos import spectral_density
-from jaxmlip.derivatives.lowest import lowest_modes
-from jaxmlip.derivatives.plan import plan_hessian
-from jaxmlip.derivatives.quality import symmetrised
 from jaxmlip.derivatives.response import born_charges, dipole, polarizability
-from jaxmlip.derivatives.second import hessian, hessian_vector_product
-from jaxmlip.derivatives.sparse import sparse_hessian
+from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
+from jaxmlip.derivatives.second.lanczos import spectral_density
+from jaxmlip.derivatives.second.lowest import lowest_modes
+from jaxmlip.derivatives.second.plan import plan_hessian
+from jaxmlip.derivatives.second.quality import symmetrised
+from jaxmlip.derivatives.second.sparse import sparse_hessian
 from jaxmlip.derivatives.third import cubic_force_constants
 
 __all__ = [

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.derivatives.second import chunk_memory, in_chunks, rows_at_once
+from jaxmlip.derivatives.second.hessian import chunk_memory, in_chunks, rows_at_once
 from jaxmlip.errors import DataError, UsageError
 from jaxmlip.system import Array, strain
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.derivatives.second import (
+from jaxmlip.derivatives.second.hessian import (
     chosen,
     chunk_memory,
     gradient_at,

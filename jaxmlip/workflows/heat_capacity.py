@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmlip.errors import DataError, JaxmlipError, NumericalError
 from jaxmlip.system import ladder, pad
-from jaxmlip.vibrations import heat_capacity as vibrations
+from jaxmlip.vibrations.crystals import heat_capacity as vibrations
 
 PROTOCOL = 2  # to be raised when the same input gives other numbers
 POLICIES = {
@@ -190,15 +190,15 @@ def _model(model: str, elements, memory, workers, qpoints, probes, *, size) -> _
     if _model.cache_info().currsize:
         jax.clear_caches()  # the programs of a hundred sizes would fill the memory
     from jaxmlip import pretrained
-    from jaxmlip.derivatives.free_memory import free_memory
-    from jaxmlip.derivatives.second import chunk_memory
+    from jaxmlip.derivatives.second.free_memory import free_memory
+    from jaxmlip.derivatives.second.hessian import chunk_memory
     from jaxmlip.models import checkpoint
 
     potential, params, card = checkpoint.load(pretrained.path_of(model), elements=elements)
     memory = (0.9 * free_memory() if memory is None else memory) / workers
     chunk = min(memory, chunk_memory())  # larger ones are not faster
     if qpoints:
-        from jaxmlip.derivatives.bloch import dynamical_matrix
+        from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 
         matrices = dynamical_matrix(potential.apply, memory=chunk)
         spectrum = vibrations.bloch_spectrum(matrices, qpoints)

@@ -1,0 +1,1 @@
+"""Commands about crystals: phonons, elastic, qha, screen."""

@@ -1,0 +1,215 @@
+"""`jaxmlip qha`: thermal expansion, bulk modulus, Cp and Gibbs energy of a crystal."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxmlip import units
+from jaxmlip.cli import options
+from jaxmlip.cli.options import Dtype, Method
+from jaxmlip.cli.output import plan, table, task
+from jaxmlip.errors import NumericalError, UsageError
+
+
+class Equation(StrEnum):
+    vinet = "vinet"
+    birch_murnaghan = "birch_murnaghan"
+
+
+def qha(
+    file: options.File,
+    model: options.Model = "organic",
+    json: options.Json = None,
+    out: options.Out = Path("."),
+    overwrite: options.Overwrite = False,
+    frame: options.Frame = -1,
+    volumes: Annotated[int, typer.Option(min=5, help="How many volumes.")] = 9,
+    span: Annotated[
+        tuple[float, float],
+        typer.Option(help="Smallest and largest volume, as parts of the static minimum."),
+    ] = (0.95, 1.10),
+    mesh: Annotated[
+        tuple[int, int, int], typer.Option(help="q-points along each axis; all of them exact.")
+    ] = (8, 8, 8),
+    temperatures: Annotated[
+        tuple[float, float, float], typer.Option(help="First, last and step, K.")
+    ] = (0.0, 1000.0, 10.0),
+    pressure: Annotated[float, typer.Option(help="GPa.")] = 0.0,
+    equation: Annotated[
+        Equation, typer.Option(help="Equation of state at every temperature.")
+    ] = Equation.vinet,
+    primitive: Annotated[
+        bool,
+        typer.Option("--primitive/--as-given", help="Reduce to the primitive cell (not turned)."),
+    ] = True,
+    symprec: Annotated[float, typer.Option(help="Å within which atoms are equivalent.")] = 1e-3,
+    fmax: options.Fmax = 1e-5,
+    stress: Annotated[
+        float, typer.Option(min=0, help="Relax to stresses below this, eV/Å³.")
+    ] = 1e-6,
+    steps: options.Steps = 2000,
+    method: options.Minimizer = Method.lbfgs,
+    dtype: options.Precision = Dtype.float64,
+):
+    """Quasi-harmonic approximation, per cell; writes NAME_qha.json (K, Å³, GPa, eV, J/K/mol).
+
+    Relaxes the crystal, then cell shape and atoms at every volume, with the space group kept; takes
+    exact dynamical matrices of the primitive cell on a mesh. Imaginary modes are an error.
+    """
+    from jaxmlip.cli import session
+    from jaxmlip.cli.crystal import crystals
+    from jaxmlip.cli.crystal.crystals import crystal_of
+
+    grid = _temperatures(temperatures)
+    _check_span(span)
+    output = plan(file, [], out=out, json_file=json, overwrite=overwrite, default_json="qha.json")
+    session.positive(fmax=fmax, stress=stress, symprec=symprec)
+    session.start(x64=True)
+    opened = session.open_model(model, dtype)
+    atoms = session.read(file, opened, output, frame=frame)
+    atoms = crystal_of(
+        atoms, "thermal expansions", file, output, primitive=primitive, symprec=symprec
+    )
+    session.announce("qha", opened, len(atoms))
+    how = {"fmax": fmax, "stress": stress, "steps": steps, "method": method}
+    how |= {"symmetry": crystals.operations_of(atoms, symprec)}
+    cells = _cells(atoms, opened, span, volumes, how)
+    found = _harmonic(cells, crystals.to_atoms(atoms, cells[len(cells) // 2]), opened, mesh, grid)
+    result = _quasiharmonic(found, pressure * units.GPa, equation)
+    if result.outside.any():
+        first = result.temperatures[result.outside][0]
+        output.warn(f"from {first:g} K on the volume is outside of those computed: widen --span")
+    _show(result, atoms, output)
+    output.finish(
+        {
+            "command": "qha",
+            "structure": file,
+            "formula": atoms.get_chemical_formula(),
+            "n_atoms_of_cell": len(atoms),
+            **opened.summary,
+            **session.versions(),
+            "mesh": mesh,
+            "equation_of_state": equation.value,
+            **_json(found, result),
+        }
+    )
+
+
+def _cells(atoms, model, span, count, how):
+    """The crystal relaxed at equally spaced volumes."""
+    import numpy as np
+
+    from jaxmlip.cli.crystal import crystals
+    from jaxmlip.md import fixed_volume
+    from jaxmlip.vibrations.crystals.volumes import scaled
+
+    system, info = crystals.relaxed_cell(crystals.to_system(atoms, model), model, **how)
+    crystals.check_converged(info)
+    cells, at = [], 1.0
+    for factor in np.linspace(*span, count):  # from the smallest, whose edges fit all others
+        moved = scaled(system, factor / at)
+        system, info = crystals.relaxed_cell(moved, model, free=fixed_volume, **how)
+        crystals.check_converged(info)
+        cells.append(system)
+        at = factor
+    return cells
+
+
+def _harmonic(cells, atoms, model, mesh, temperatures):
+    from jaxmlip.vibrations.crystals.volumes import harmonic_volumes
+    from jaxmlip.vibrations.phonons.dispersion import raise_if_imaginary
+
+    with task(f"dynamical matrices of {len(cells)} volumes"):
+        found = harmonic_volumes(
+            model.potential.apply, model.params, cells, atoms, mesh=mesh, temperatures=temperatures
+        )
+    for frequencies in found.frequencies_THz:
+        raise_if_imaginary(frequencies, found.mesh.q)
+    return found
+
+
+def _quasiharmonic(found, pressure, equation):
+    from jaxmlip.vibrations.crystals import equation_of_state
+    from jaxmlip.vibrations.crystals.quasiharmonic import quasiharmonic
+
+    result = quasiharmonic(
+        found.volumes,
+        found.energies,
+        found.temperatures,
+        *found.tables,
+        pressure=pressure,
+        equation=getattr(equation_of_state, equation.value.upper()),
+    )
+    if result.outside.all():
+        raise NumericalError(
+            "no temperature has its volume among those computed", where="qha", fix="widen --span"
+        )
+    return result
+
+
+def _temperatures(given):
+    import numpy as np
+
+    first, last, step = given
+    if not (0 <= first < last and step > 0 and (last - first) / step >= 2):
+        raise UsageError(
+            f"--temperatures {first:g} {last:g} {step:g}: three or more, ascending, from 0 K",
+            where="--temperatures",
+        )
+    return np.arange(first, last + step / 2, step)
+
+
+def _check_span(span):
+    if not 0.5 < span[0] < 1 < span[1] < 2:
+        raise UsageError(
+            f"--span {span[0]:g} {span[1]:g}: below and above 1, the static minimum", where="--span"
+        )
+
+
+def _json(found, result) -> dict:
+    molar = 1000 / units.kJ_mol  # J/mol of 1 eV
+    e0, b0, b1, v0 = result.static
+    return {
+        "pressure_GPa": result.pressure / units.GPa,
+        "volumes_A3": found.volumes,
+        "static_energies_eV": found.energies,
+        "static_volume_A3": v0,
+        "static_energy_eV": e0,
+        "static_bulk_modulus_GPa": b0 / units.GPa,
+        "static_bulk_modulus_derivative": b1,
+        "temperatures_K": result.temperatures,
+        "helmholtz_free_energies_eV": found.energies[:, None] + found.free_energies,
+        "volume_A3": result.volume,
+        "thermal_expansion_per_K": result.expansion,
+        "bulk_modulus_GPa": result.bulk_modulus / units.GPa,
+        "bulk_modulus_adiabatic_GPa": result.adiabatic_bulk_modulus / units.GPa,
+        "gibbs_energy_eV": result.gibbs,
+        "entropy_J_per_K_mol": result.entropy * molar,
+        "cv_J_per_K_mol": result.cv * molar,
+        "cp_J_per_K_mol": result.cp * molar,
+        "cp_from_gibbs_J_per_K_mol": result.cp_from_gibbs * molar,
+        "gruneisen_parameter": result.gruneisen,
+        "fit_misfit_eV": result.misfit,
+    }
+
+
+def _show(result, atoms, output):
+    import numpy as np
+
+    molar = 1000 / units.kJ_mol
+    rows = []
+    for i in np.unique(np.linspace(0, len(result.temperatures) - 1, 11).astype(int)):
+        numbers = (
+            f"{result.temperatures[i]:.1f}",
+            f"{result.volume[i]:.4f}",
+            f"{result.expansion[i] * 1e6:.3f}",
+            f"{result.bulk_modulus[i] / units.GPa:.3f}",
+            f"{result.cp[i] * molar:.3f}",
+            f"{result.gibbs[i]:.6f}",
+        )
+        rows.append(numbers)
+    names = ("T (K)", "V (Å³)", "alpha (1e-6/K)", "B (GPa)", "Cp (J/K/mol)", "G (eV)")
+    columns = dict.fromkeys(names, "right")
+    output.console.print(table(columns, rows, title=f"{atoms.get_chemical_formula()}, per cell"))

@@ -1,0 +1,1 @@
+"""Dynamical matrices at any wavevector, on the primitive cell."""

@@ -1,0 +1,1 @@
+"""Hessians in bounded memory: dense, products, rows, sparse, lowest modes, spectra."""

@@ -1,0 +1,1 @@
+"""Doors to spglib, seekpath, phonopy, symfc and phono3py."""

@@ -1,0 +1,1 @@
+"""What phonons and strain say of a crystal: expansion, heat capacity, elastic constants."""

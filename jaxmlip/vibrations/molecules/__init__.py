@@ -1,0 +1,1 @@
+"""Symmetry numbers, internal rotations and isotopes of molecules."""

@@ -1,0 +1,1 @@
+"""Phonons of crystals: frequencies at any q, certified bands, force constants, LO-TO splitting."""

@@ -1,0 +1,1 @@
+"""Minima, transition states and the paths between them."""
