@@ -7,10 +7,15 @@ A potential is a pair of pure functions and a cutoff: `params = init(key, system
 | key | shape | unit | sign, remark |
 |---|---|---|---|
 | energy | [n_graphs] | eV | |
-| energies | [n_atoms] | eV | sum to the energy without its field terms |
+| energies | [n_atoms] | eV | sum to the energy without its field and long-range terms |
 | forces | [n_atoms, 3] | eV/Å | -dE/dr |
 | stress | [n_graphs, 3, 3] | eV/Å³ | +dE/dstrain / V, ASE sign; NaN for molecules |
 | charges | [n_atoms] | e | sum to the charge of the structure |
+| atomic_dipoles | [n_atoms, 3] | e Å | beside the charges; of a model that predicts a dipole |
+| electronegativities | [n_atoms] | eV/e | dE/dq of an atom alone at q = 0, for equilibration |
+| hardnesses | [n_atoms] | eV/e² | d²E/dq² of the atom alone |
+| dispersion_coefficients | [n_atoms] | eV^1/2 Å³ | their products are the C6 of pairs |
+| charge_residual | [n_graphs] | eV/e | how far dE/dq of equilibrated charges is from one value |
 | dipole | [n_graphs, 3] | e Å | -dE/dfield; about the origin where the structure is charged |
 | polarizability | [n_graphs, 3, 3] | e² Å²/eV | -d²E/dfield² |
 | born_charges | [n_atoms, 3, 3] | e | [atom, cartesian of the atom, cartesian of the field] |
@@ -23,21 +28,55 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.system import Array, System, sum_energies
 
 Prediction = dict[str, Array]
 
 # shapes of what can be labelled, after the axis of atoms or of structures
-PER_ATOM = {"energies": (), "forces": (3,), "charges": (), "born_charges": (3, 3)}
+PER_ATOM = {
+    "energies": (),
+    "forces": (3,),
+    "charges": (),
+    "atomic_dipoles": (3,),
+    "electronegativities": (),
+    "hardnesses": (),
+    "dispersion_coefficients": (),
+    "born_charges": (3, 3),
+}
 PER_STRUCTURE = {"energy": (), "stress": (3, 3), "dipole": (3,), "polarizability": (3, 3)}
 
 
 class Potential(NamedTuple):
-    """`init(key, system) -> params` and `apply(params, system) -> Prediction`; cutoff in Å."""
+    """`init(key, system) -> params` and `apply(params, system) -> Prediction`; cutoff in Å.
+
+    `plan` is for potentials with long-range terms that have been loaded but not met a cell yet:
+    see `bind`.
+    """
 
     init: Callable
     apply: Callable
     cutoff: float
+    plan: Callable | None = None  # system -> Potential; None: it needs no plan
+
+
+def bind(potential, system: System):
+    """The potential with its long-range sums planned for the cells of `system` (host).
+
+    system: a batch, or a list of them, with edges within `potential.cutoff`. Itself if there is
+    nothing to plan. A plan holds whole numbers (of waves, of mesh points), so energies stay smooth
+    while cells change and accurate while they change little; bind again for other cells.
+    """
+    plan = getattr(potential, "plan", None)
+    return potential if plan is None else plan(system)
+
+
+def _made(make: Callable, potentials, init, apply, cutoff: float) -> Potential:
+    """The potential that `make` makes of others, to be made again of them once they are bound."""
+    if all(getattr(p, "plan", None) is None for p in potentials):
+        return Potential(init, apply, cutoff)
+    plan = lambda system: make(*(bind(p, system) for p in potentials))
+    return Potential(init, apply, cutoff, plan)
 
 
 def add(*potentials) -> Potential:
@@ -53,7 +92,7 @@ def add(*potentials) -> Potential:
                 total[name] = total[name] + value if name in total else value
         return total
 
-    return Potential(init, apply, max(p.cutoff for p in potentials))
+    return _made(add, potentials, init, apply, max(p.cutoff for p in potentials))
 
 
 def scale(potential, factor: float) -> Potential:
@@ -62,7 +101,8 @@ def scale(potential, factor: float) -> Potential:
     def apply(params, system):
         return {k: factor * v for k, v in potential.apply(params, system).items()}
 
-    return Potential(potential.init, apply, potential.cutoff)
+    make = lambda p: scale(p, factor)
+    return _made(make, [potential], potential.init, apply, potential.cutoff)
 
 
 def add_reference_energies(potential, reference: dict[int, float]) -> Potential:
@@ -83,7 +123,8 @@ def add_reference_energies(potential, reference: dict[int, float]) -> Potential:
             out["energies"] = out["energies"] + atomic.astype(out["energies"].dtype)
         return out
 
-    return Potential(potential.init, apply, potential.cutoff)
+    make = lambda p: add_reference_energies(p, reference)
+    return _made(make, [potential], potential.init, apply, potential.cutoff)
 
 
 def add_field(potential) -> Potential:
@@ -109,4 +150,99 @@ def add_field(potential) -> Potential:
         out["energy"] = out["energy"] - work.astype(dtype)
         return out
 
-    return Potential(potential.init, apply, potential.cutoff)
+    return _made(add_field, [potential], potential.init, apply, potential.cutoff)
+
+
+def add_electrostatics(potential, solver) -> Potential:
+    """Adds the energy of the charges (and atomic dipoles) that a potential predicts.
+
+    solver: (system, charges, dipoles=None) -> [n_graphs] eV, the whole energy of point charges and
+    dipoles, as `jaxmlip.electrostatics` makes them. The potential does not know it: forces, stress
+    and Hessian are those of the sum, with charges that move with the atoms. `energies` stay those
+    of the potential alone, for the energy of a field belongs to no atom.
+    """
+
+    def apply(params, system: System):
+        out = dict(potential.apply(params, system))
+        _owes(out, "add_electrostatics", "charges")
+        energy = solver(system, out["charges"], out.get("atomic_dipoles"))
+        out["energy"] = out["energy"] + energy.astype(out["energy"].dtype)
+        return out
+
+    make = lambda p: add_electrostatics(p, solver)
+    cutoff = max(potential.cutoff, _reach(solver))
+    return _made(make, [potential], potential.init, apply, cutoff)
+
+
+def add_equilibration(potential, equilibrate) -> Potential:
+    """Adds charges that make the energy least, from predicted electronegativities and hardnesses.
+
+    equilibrate: (system, electronegativities, hardnesses) -> Prediction with `energy`, `charges`,
+    `dipole` and `charge_residual`, as `jaxmlip.electrostatics.equilibration` makes it. The energy
+    is that of the minimum and depends on `system.field` (of molecules), so the dipole is -dE/dfield
+    without `add_field`. `energies` stay those of the potential alone.
+    """
+
+    def apply(params, system: System):
+        out = dict(potential.apply(params, system))
+        _owes(out, "add_equilibration", "electronegativities", "hardnesses")
+        found = equilibrate(system, out["electronegativities"], out["hardnesses"])
+        energy = out["energy"] + found["energy"].astype(out["energy"].dtype)
+        return {**out, **found, "energy": energy}
+
+    make = lambda p: add_equilibration(p, equilibrate)
+    cutoff = max(potential.cutoff, _reach(equilibrate))
+    return _made(make, [potential], potential.init, apply, cutoff)
+
+
+def add_dispersion(potential, solver) -> Potential:
+    """Adds -sum over pairs of c_i c_j / r^6 with the coefficients c that a potential predicts.
+
+    solver: (system, c) -> sum over pairs of c_i c_j / r^6, [n_graphs], such as
+    `electrostatics.inverse_power(system, cutoff, 6, exclude=cutoff)`: the attraction within the
+    radius of `exclude` is the potential's own, which has learned it with all that damps it, and
+    only the tail is added. `energies` stay those of the potential alone.
+    """
+
+    def apply(params, system: System):
+        out = dict(potential.apply(params, system))
+        _owes(out, "add_dispersion", "dispersion_coefficients")
+        energy = solver(system, out["dispersion_coefficients"])
+        out["energy"] = out["energy"] - energy.astype(out["energy"].dtype)
+        return out
+
+    make = lambda p: add_dispersion(p, solver)
+    cutoff = max(potential.cutoff, _reach(solver))
+    return _made(make, [potential], potential.init, apply, cutoff)
+
+
+def _reach(solver) -> float:
+    """The cutoff of a solver's edges, Å; 0 if it needs none."""
+    return float(getattr(solver, "cutoff", None) or 0.0)
+
+
+def _owes(prediction, where: str, *keys: str):
+    missing = [key for key in keys if key not in prediction]
+    if missing:
+        raise UsageError(
+            f"needs a potential that predicts {' and '.join(missing)}; this one predicts "
+            f"{', '.join(sorted(prediction))}",
+            where=where,
+            fix="a model with such a readout (see the fields of jaxmlip.models.MACE)",
+        )
+
+
+def planned_later(plan: Callable, init: Callable, cutoff: float) -> Potential:
+    """A potential that must be bound to a system (`bind`) before it can be applied.
+
+    plan: system (host) -> Potential; init: as of the potential that it makes; cutoff of that, Å.
+    """
+
+    def apply(params, system):
+        raise ModelError(
+            "the long-range term has no plan yet: it depends on the cells",
+            code="JM530",
+            fix="potential = jaxmlip.bind(potential, system)",
+        )
+
+    return Potential(init, apply, cutoff, plan)

@@ -102,16 +102,21 @@ def edge_vectors(system: System) -> jax.Array:
     # jnp: a numpy array indexed by a traced one fails
     system = jax.tree.map(jnp.asarray, system)
     edges, receivers = system.edges, _receivers(system)
-    cell = system.cell[system.graph[receivers]]
-    offsets = jnp.einsum(
-        "...a,...ab->...b",
-        edges.shifts.astype(cell.dtype),
-        jnp.broadcast_to(cell, (*edges.senders.shape, 3, 3)),
-        precision=jax.lax.Precision.HIGHEST,
+    cell, shifts = system.cell[system.graph[receivers]], edges.shifts.astype(system.cell.dtype)
+    flat = edges.receivers is not None
+    starts, ends = (
+        with_ghosts(system, system.positions),
+        system.positions[receivers] if flat else system.positions[:, None],
     )
-    senders = _sent(system, with_ghosts(system, system.positions))
-    vectors = system.positions[receivers] + offsets - senders
-    return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
+    # axis by axis: [edges, 3] x [3, 3] as a matrix product, and sums over [..., 3], are slow on CPU
+    vectors = [
+        ends[..., axis]
+        + sum(shifts[..., i] * cell[..., i, axis] for i in range(3))
+        - _sent(system, starts[:, axis])
+        for axis in range(3)
+    ]
+    far = jnp.asarray(FAR, system.positions.dtype)
+    return jnp.stack([jnp.where(edges.mask, v, far) for v in vectors], -1)
 
 
 def to_edges(system: System, nodes):

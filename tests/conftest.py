@@ -1,5 +1,44 @@
-"""float64 unless precision is the subject of the test."""
+"""float64 unless precision is the subject; programs that run once are not optimised.
 
-import jax
+The default run compiles hundreds of programs and runs most of them for milliseconds: LLVM's
+optimisation is most of its time, and what XLA does with the arrays is the same without. Slow tests
+are compiled as users compile. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all of them so.
+"""
+
+import os
+
+OPTION = "jax_disable_most_optimizations"
+UNOPTIMISED = os.environ.setdefault(OPTION.upper(), "1") != "0"  # processes of tests inherit it
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
+
+# Files that take longest, longest first: begun last they would leave one worker without work.
+LONG = (
+    "parallel readme bloch models phonons engine long_range response electrostatics mesh screening "
+    "cli train so3krates mace_torch hessian nn elements cell_relaxation quasiharmonic elasticity "
+    "pretrained export raman benchmarks"
+).split()
+RANK = {f"test_{name}.py": rank for rank, name in enumerate(LONG)}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    quick = UNOPTIMISED and item.get_closest_marker("slow") is None
+    jax.config.update(OPTION, quick)
+    os.environ[OPTION.upper()] = str(int(quick))
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: RANK.get(item.path.name, len(RANK)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one file share what they compiled: they run in one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # in the order above
+    return LoadFileScheduling(config, log)

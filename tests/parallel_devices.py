@@ -115,8 +115,11 @@ def vector_for(system):
     return vector * np.asarray(system.atom_mask)[:, None]
 
 
+EACH = ["lj", "mace", pytest.param("nequip", marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_four_devices_give_what_one_gives(name, structure):
     """Energy, forces and stress, and with them products of Hessian and vector (jvp of grad)."""
     _, params = potential(name)
@@ -178,11 +181,11 @@ def test_flat_edges_and_a_batch_of_structures():
 
 
 def test_derivatives_may_be_taken_inside_or_outside():
-    model, params = potential("nequip")
+    model, params = potential("mace")
     parts = decompositions()["crystal"]
     system = place(parts.system, MESH)
     inside = jax.jit(distributed(predict(model.apply), MESH))(params, system)
-    outside, _ = programs("nequip")[1](params, system, np.zeros(system.positions.shape))
+    outside, _ = programs("mace")[1](params, system, np.zeros(system.positions.shape))
     for key in inside:
         close(inside[key], outside[key])
 

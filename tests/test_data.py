@@ -88,6 +88,24 @@ def test_voigt_and_full_stress_are_the_same(tmp_path):
     np.testing.assert_allclose(b["stress"][0], full)
 
 
+def test_units_and_layouts_of_a_file_are_converted(tmp_path, rng):
+    """1 Debye is 0.20819434 e Å, 1 Å^3 of polarisability 1/14.399645 e² Å²/eV."""
+    born = rng.normal(size=(3, 3, 3))
+    frame = water(rng, REF_dipole=np.array([1.0, 0, 0]), REF_polarizability=np.eye(3).ravel())
+    frame.arrays["REF_born_charges"] = born.reshape(3, 9)
+    path = written(tmp_path, [frame])
+    units = {"dipole": "D", "polarizability": "A3", "born_charges": "e field_first"}
+    ((_, plain),), ((_, turned),) = (read_labelled(path, 4.0, units=u) for u in ({}, units))
+    np.testing.assert_allclose(plain["born_charges"], born, atol=1e-7)  # as the file rounds
+    np.testing.assert_allclose(turned["born_charges"], born.swapaxes(1, 2), atol=1e-7)
+    np.testing.assert_allclose(turned["dipole"], [[0.20819434, 0, 0]], rtol=1e-7)
+    np.testing.assert_allclose(turned["polarizability"][0], np.eye(3) / 14.399645, rtol=1e-7)
+    with pytest.raises(UsageError, match="Did you mean 'A3'"):
+        read_labelled(path, 4.0, units={"polarizability": "A33"})
+    with pytest.raises(UsageError, match="Did you mean 'dipole'"):
+        read_labelled(path, 4.0, units={"dipol": "D"})
+
+
 def test_a_missing_label_names_the_keys_that_are_there(tmp_path, rng):
     path = written(tmp_path, [water(rng, REF_energies=1.0), water(rng, DFT=2.0)])
     with pytest.raises(DataError, match=r"REF_energies \(1\)") as error:

@@ -5,7 +5,7 @@ where the gathered features are large too, and neighbours of the first layer sum
 Tolerances are relative round-off of float64 sums of a few hundred terms, 1e-10.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ MODELS = {
 ALL, FEW = (2**40, 2**40), (0, 2**12)  # bytes at once, bytes of a block
 
 
-@pytest.fixture(scope="module")
-def system():
+@cache
+def crystal():
     atoms = bulk("Si", cubic=True)
     atoms.numbers[:3] = 13
     atoms.rattle(0.1, seed=1)
@@ -55,18 +55,16 @@ WAYS = {
 }
 
 
-def energy_of(model, system):
-    return lambda params, x: model.apply(params, jaxmlip.system.replace(system, positions=x))[
-        "energy"
-    ].sum()
+def energy_of(name):
+    moved = lambda x: jaxmlip.system.replace(crystal(), positions=x)
+    return lambda params, x: MODELS[name].apply(params, moved(x))["energy"].sum()
 
 
-def derivatives(model, params, system):
+def derivatives(name):
     """Energy, gradients, jvp and vjp of the gradient, a third derivative."""
-    rng = np.random.default_rng(0)
-    u, v = rng.normal(size=(2, *system.positions.shape))
-    energy = energy_of(model, system)
-    x = jnp.asarray(system.positions)
+    x = jnp.asarray(crystal().positions)
+    u, v = np.random.default_rng(0).normal(size=(2, *x.shape))
+    energy = energy_of(name)
 
     @jax.jit
     def everything(params, x):
@@ -81,53 +79,62 @@ def derivatives(model, params, system):
             "third derivative": jax.grad(lambda x: (along(x) * v).sum())(x),
         }
 
-    return everything(params, x)
+    return everything(params_of(name), x)
 
 
-@pytest.fixture(scope="module")
-def plain(system):
-    """{name: (params, derivatives)} of the plain way."""
-    out = {}
+def members(name):
+    """Two sets of params, stacked."""
+    return jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params_of(name))
+
+
+def gradients(name):
+    """Of two members, one after the other."""
+    slope = jax.jit(jax.grad(energy_of(name), argnums=1))
+    both, x = members(name), jnp.asarray(crystal().positions)
+    return [slope(jax.tree.map(lambda w, i=i: w[i], both), x) for i in range(2)]
+
+
+@cache
+def params_of(name):
+    return jax.jit(MODELS[name].init)(jax.random.key(0), crystal())
+
+
+@cache
+def plain(evaluate, name):
+    """What `evaluate` finds the plain way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(blocks.CACHE, jax.default_backend(), ALL)
         patch.setattr(mace_module, "few_species", lambda *_: False)
-        for name, model in MODELS.items():
-            params = jax.jit(model.init)(jax.random.key(0), system)
-            out[name] = params, derivatives(model, params, system)
-    return out
+        return evaluate(name)
 
 
 CASES = [
     ("MACE", NESTED),
-    ("NequIP", "blocks"),
     pytest.param("MACE", "blocks", marks=pytest.mark.slow),
+    pytest.param("NequIP", "blocks", marks=pytest.mark.slow),
     pytest.param("NequIP", NESTED, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("name, way", CASES)
-def test_every_derivative_is_that_of_the_plain_way(name, way, plain, system, limits):
-    params, expected = plain[name]
+def test_every_derivative_is_that_of_the_plain_way(name, way, limits):
+    expected = plain(derivatives, name)
     limits(*WAYS[way])
-    found = derivatives(MODELS[name], params, system)
+    found = derivatives(name)
     for key, value in expected.items():
         for a, b in zip(jax.tree.leaves(found[key]), jax.tree.leaves(value), strict=True):
             scale = float(jnp.abs(b).max()) + 1e-3
             assert_allclose(a, b, atol=1e-10 * scale, rtol=0, err_msg=key)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_an_ensemble_is_a_vmap_over_params(name, plain, system, limits):
-    params, expected = plain[name]
+@pytest.mark.parametrize("name", [pytest.param("MACE", marks=pytest.mark.slow), "NequIP"])
+def test_an_ensemble_is_a_vmap_over_params(name, limits):
+    expected = plain(gradients, name)
     limits(FEW, 2, True)
-    both = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)
-    energy = energy_of(MODELS[name], system)
-    forces = jax.jit(jax.vmap(jax.grad(energy, argnums=1), (0, None)))
-    found = forces(both, jnp.asarray(system.positions))
-    assert_allclose(found[0], expected["gradient"], atol=1e-10)
-    other = jax.tree.map(lambda x: x[1], both)
-    alone = jax.jit(jax.grad(energy, argnums=1))(other, jnp.asarray(system.positions))
-    assert_allclose(found[1], alone, atol=1e-10 * float(jnp.abs(alone).max()))
+    forces = jax.jit(jax.vmap(jax.grad(energy_of(name), argnums=1), (0, None)))
+    found = forces(members(name), jnp.asarray(crystal().positions))
+    for one, alone in zip(found, expected, strict=True):
+        assert_allclose(one, alone, atol=1e-10 * float(jnp.abs(alone).max()))
 
 
 def test_blocks_hold_what_they_promise(limits):
@@ -145,7 +152,8 @@ def test_rows_that_fill_a_block_change_nothing():
     assert_allclose(slope(x), 1.5 * np.sqrt(x + 1), atol=1e-12)
 
 
-def test_few_species_are_those_that_save_work(system):
+def test_few_species_are_those_that_save_work():
+    system = crystal()
     k = system.edges.senders.shape[1]
     assert tensor_product.few_species(system, k // 4)
     assert not tensor_product.few_species(system, k // 4 + 1)

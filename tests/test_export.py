@@ -26,6 +26,7 @@ FIELDS = {
     "elements": (1, 6, 8),
     "cutoff": CUTOFF,
     "channels": 4,
+    "n_layers": 1,
     "l_max": 1,
     "correlation": 2,
     "radial_widths": (4,),

@@ -114,8 +114,8 @@ def test_an_imported_file_gives_the_energies_of_its_source(foreign, params, caps
     assert found["card"]["elements"] == [1, 8] and found["card"]["name"] == "water"
     potential, weights_ = jaxmlip.load("water.safetensors")
     system = imports.small_cluster([1, 8], 3.0)
-    bare = checkpoint.build(CARD).apply(params, system)["energy"]
-    total = potential.apply(weights_, system)["energy"]
+    bare = jax.jit(checkpoint.build(CARD).apply)(params, system)["energy"]
+    total = jax.jit(potential.apply)(weights_, system)["energy"]
     counts = np.bincount(system.numbers, minlength=9)
     expected = bare - 13.0 * counts[1] - 432.0 * counts[8]
     np.testing.assert_allclose(total, expected, rtol=1e-6)  # float32 weights

@@ -88,7 +88,7 @@ def argon_calculator(**options):
 def test_the_calculator_gives_what_predict_gives(crystal):
     crystal.calc = argon_calculator()
     potential = lennard_jones()
-    out = jaxmlip.predict(potential.apply)({}, jaxmlip.from_ase(crystal, potential.cutoff))
+    out = jax.jit(jaxmlip.predict(potential.apply))({}, jaxmlip.from_ase(crystal, potential.cutoff))
     assert_allclose(crystal.get_potential_energy(), out["energy"][0], rtol=1e-12)
     assert_allclose(crystal.get_forces(), out["forces"], atol=1e-12)
     assert_allclose(crystal.get_stress(voigt=False), out["stress"][0], atol=1e-14)

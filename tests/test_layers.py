@@ -15,6 +15,7 @@ LEVEL = {
     "errors": 0,
     "contractions": 0,
     "neighbors": 1,
+    "cell_list": 1,
     "potential": 1,
     "derivatives": 1,
     "nn": 1,

@@ -72,7 +72,10 @@ def structure(file, name, cutoff):
     return pad(system, n_atoms=12, n_neighbors=48)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+EACH = [pytest.param(v, marks=[pytest.mark.slow] * (v == "plain_first")) for v in VARIANTS]
+
+
+@pytest.mark.parametrize("variant", EACH)
 def test_predictions_are_those_of_mace_torch(folder, tmp_path, variant):
     """On a molecule, a crystal smaller than the cutoff and a slab, after a trip through a file."""
     head, file = VARIANTS[variant], np.load(folder / f"{variant}.npz")
@@ -91,6 +94,7 @@ def test_predictions_are_those_of_mace_torch(folder, tmp_path, variant):
             assert_allclose(out["energy"], 0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (TRAINED / "weights/mace_small").exists(), reason="no trained models here")
 def test_a_trained_model_gives_its_reference_outputs():
     file = np.load(TRAINED / "data/reference/mace_small_and_dipep.npz")

@@ -51,8 +51,11 @@ MODELS = {
     "ZBL": ZBL(ELEMENTS, cutoff=CUTOFF),
 }
 WITH_FIELD = ("MACE", "NequIP")
+# shapes, layouts and precisions that compile anew: the doors of `System` are the same for all
+MACE_AND_PAIRS = [pytest.param(n, marks=[pytest.mark.slow] * (n == "NequIP")) for n in MODELS]
 
 all_models = pytest.mark.parametrize("name", MODELS)
+mace_and_pairs = pytest.mark.parametrize("name", MACE_AND_PAIRS)
 charged_models = pytest.mark.parametrize("name", WITH_FIELD)
 all_structures = pytest.mark.parametrize("structure", STRUCTURES)
 
@@ -287,7 +290,7 @@ def relative(found, expected):
     return np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-2)
 
 
-@all_models
+@mace_and_pairs
 def test_padding_and_the_layout_of_edges_change_nothing(name):
     """Flat edges without a padded atom against padded edges per receiver."""
     system = from_ase(STRUCTURES["triclinic"](), CUTOFF, flat=True)
@@ -298,7 +301,7 @@ def test_padding_and_the_layout_of_edges_change_nothing(name):
     assert (expected["forces"][4:] == 0).all() and (expected["energies"][4:] == 0).all()
 
 
-@all_models
+@mace_and_pairs
 def test_a_batch_gives_what_its_structures_give_alone(name):
     names = ["ethanol", "triclinic", "slab"]
     batch = pad(concatenate([system_of(s) for s in names]), n_graphs=4)
@@ -312,7 +315,7 @@ def test_a_batch_gives_what_its_structures_give_alone(name):
         assert relative(found["dipole"][:3], np.concatenate([a["dipole"] for a in alone])) < 1e-9
 
 
-@all_models
+@mace_and_pairs
 def test_float32_forces_are_those_of_float64_to_single_precision(name):
     """1e-5 relative: a hundred roundings of 6e-8 that add up in the worst way."""
     system = system_of("triclinic")
@@ -323,7 +326,8 @@ def test_float32_forces_are_those_of_float64_to_single_precision(name):
 
 
 @all_models
-def test_one_padded_shape_is_compiled_once(name):
+def test_one_padded_shape_is_traced_once(name):
+    """And so compiled once."""
     traces = []
 
     def counted(params, system):
@@ -332,7 +336,7 @@ def test_one_padded_shape_is_compiled_once(name):
 
     function = jax.jit(counted)
     for structure in STRUCTURES:
-        function(potential(name)[1], system_of(structure))
+        function.trace(potential(name)[1], system_of(structure))
     assert len(traces) == 1
 
 
@@ -409,7 +413,8 @@ def test_pseudovectors_of_nequip_keep_the_energy_under_inversion():
         avg_num_neighbors=10.0,
     )
     system = system_of("ethanol")
-    params = jax.jit(model.init)(KEY, system)
+    shapes, rng = jax.eval_shape(model.init, KEY, system), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
     assert "0o" in params["params"]["up_3"] and "1e" in params["params"]["up_2"]
     energy = jax.jit(lambda s: model.apply(params, s)["energy"])
     for improper in (False, True):

@@ -221,6 +221,7 @@ def test_only_its_own_files_match():
     assert not matches(DATA / "nequix.npz") and not matches(DATA) and not matches("absent.nqx")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published weights are not on this machine")
 def test_published_weights_give_published_forces():
     """1e-4 eV/Å: what issue and peers ask for; float32 of both codes is some 1e-6 apart."""

@@ -30,7 +30,7 @@ def test_truncated_and_shifted_lennard_jones_is_that_of_ase():
     atoms = bulk("Ar", a=5.3).repeat((2, 1, 1))
     atoms.rattle(0.1, seed=1)
     model = LennardJones(onset=1.0)
-    out = jaxmlip.predict(model.apply)({}, from_ase(atoms, model.cutoff))
+    out = jax.jit(jaxmlip.predict(model.apply))({}, from_ase(atoms, model.cutoff))
     atoms.calc = Reference(epsilon=model.epsilon, sigma=model.sigma, rc=model.cutoff)
     assert_allclose(out["energy"][0], atoms.get_potential_energy(), rtol=1e-12)
     assert_allclose(out["forces"], atoms.get_forces(), atol=1e-14)

@@ -36,13 +36,14 @@ STRUCTURES = {
 CUTOFF = 3.2
 
 
-def test_on_four_devices():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_four_devices(which):
     """parallel_devices.py in a process of its own: the number of devices is fixed at start."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    flags += " --xla_llvm_disable_expensive_passes=true"  # compiling is most of the time here
     there = Path(__file__).with_name("parallel_devices.py")
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", which]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(there)],
+        [sys.executable, "-m", "pytest", *options, str(there)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

@@ -55,6 +55,7 @@ from jaxmlip.vibrations.phonons.interpolation import (
     in_supercell,
     prior,
 )
+from jaxmlip.vibrations.phonons.reduced import little_group, symmetric_matrices
 from jaxmlip.vibrations.phonons.velocities import slopes
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "vibrations" / "phonopy_examples"
@@ -217,6 +218,17 @@ def test_a_rotated_wave_has_the_rotated_matrix(make):
         assert_allclose(rotated(lattice, o, q, D(q)), D(after), atol=1e-12)
 
 
+def test_the_columns_that_symmetry_leaves_give_the_whole_matrix():
+    atoms, model = hcp(), argon(2.0)
+    group, system = crystal(atoms).group, from_ase(atoms, model.cutoff)
+    # Gamma, a line, M, K, and a q that only inversion with time reversal keeps
+    q = np.array([[0, 0, 0], [0, 0, 0.3], [0.5, 0, 0], [1 / 3, 1 / 3, 0], [0.11, -0.23, 0.37]])
+    matrices = symmetric_matrices(model.apply, {}, system, group)(q)
+    assert_allclose(matrices, dynamical_matrix(model.apply)({}, system, q), atol=1e-14)
+    orders = [little_group(group, x)[0].n_ops for x in q]
+    assert orders == [24, 24, 8, 24, 2] and group.n_ops == 24
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 4), (3, 4, 2), (1, 1, 1)])
 def test_irreducible_points_give_the_whole_grid(shape):
     atoms = hcp()
@@ -363,6 +375,14 @@ def test_a_grid_that_would_cost_more_than_the_budget_is_not_certified():
         assert counted.n == found.n_exact <= 30
         with pytest.raises(NumericalError, match="JM307.*tolerance 1e-07"):
             raise_unless_certified(found)
+
+
+def test_a_path_of_which_every_point_is_exact_has_no_error():
+    atoms = hcp()
+    D, lattice, path = pair_sum(atoms), crystal(atoms), standard_path(atoms).q[::6]
+    found = certified_points(D, lattice, path, tolerance=1e-9)
+    assert found.certified and found.error_THz == 0
+    assert measured(found.D, D, lattice, path) < 1e-4  # as firm as the prior's noise
 
 
 class Counted:

@@ -187,6 +187,7 @@ def test_cut_files_and_files_of_another_kind_are_refused(tmp_path):
         ("SevenNet_l3i5/checkpoint_l3i5.pth", "7net-l3i5_f32"),
     ],
 )
+@pytest.mark.slow
 def test_published_weights_give_published_forces(file, model):
     """1e-4 eV/Å: what peers ask for; float32 of both codes is some 1e-5 apart."""
     path = published(file)

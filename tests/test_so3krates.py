@@ -114,6 +114,7 @@ def test_the_hessian_is_that_of_the_original_code(hessian):
     assert_same(hessian, reference(RANDOM, "dimer")["hessian"], 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TRAINED.is_dir(), reason="the published weights are not on this machine")
 def test_published_weights_give_published_forces():
     """In float32 to 1e-4 eV/Å; in float64 they agree to 1e-11 (benchmarks/compare_so3lr.py)."""

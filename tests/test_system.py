@@ -83,7 +83,7 @@ def test_padding_and_batch_mates_change_nothing(flat):
     batch = concatenate([one, two])
     grow = dict(n_edges=batch.edges.senders.size + 7) if flat else dict(n_neighbors=60)
     batch = pad(batch, n_atoms=20, n_graphs=4, **grow)
-    predict = jaxmlip.predict(TOY.apply)
+    predict = jax.jit(jaxmlip.predict(TOY.apply))
     alone = [predict({}, s) for s in (one, two)]
     together = predict({}, batch)
     for g, out in enumerate(alone):

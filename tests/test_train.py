@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -16,15 +17,28 @@ from ase.io import write
 from jaxmlip import models
 from jaxmlip.data.batching import batch, batches, make_buckets
 from jaxmlip.errors import Interrupted, NumericalError, ResourceError, UsageError
+from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
-from jaxmlip.system import edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
+from jaxmlip.potential import Potential
+from jaxmlip.system import cast, edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
 from jaxmlip.train.accuracy import evaluate, evaluate_model
 from jaxmlip.train.config import read_config
 from jaxmlip.train.loop import train
-from jaxmlip.train.losses import Term, add_sums, huber, loss, mean_loss, squared, summary
+from jaxmlip.train.losses import (
+    Term,
+    add_sums,
+    deviation,
+    huber,
+    loss,
+    mean_loss,
+    squared,
+    summary,
+)
+from jaxmlip.train.prediction import along, labelled_prediction, random_directions
+from jaxmlip.train.setup import check_dipoles
 from jaxmlip.train.state import newest_state, read_state, saved_states
-from jaxmlip.train.step import adam, averaged, labelled_prediction, learning_rate, training
+from jaxmlip.train.step import adam, averaged, learning_rate, training
 
 
 class Toy(nn.Module):
@@ -178,6 +192,104 @@ def test_a_nan_label_counts_nowhere(tmp_path):
     only = {k: v for k, v in TERMS.items() if k != "energy"}
     rest = loss(prediction(params, system), labels, system, terms=only)[0]
     np.testing.assert_allclose(value(params, no_energy)[0], rest, rtol=1e-6)
+
+
+def crystal(dipole, *, pbc=True):
+    """A System of one oxygen in a triclinic cell and a prediction of its dipole, [1, 3]."""
+    cell = np.array([[3.0, 0, 0], [0.7, 2.5, 0], [-0.4, 0.9, 4.0]])
+    system = from_ase(Atoms("O", [[0.1, 0.2, 0.3]], cell=cell, pbc=pbc), 2.0)
+    return system, {"dipole": jnp.asarray([dipole], jnp.float32)}, cell
+
+
+def test_dipoles_of_crystals_differ_by_less_than_half_a_quantum():
+    """Modulo e x lattice vectors: moving an atom to another image must not cost anything."""
+    label = {"dipole": np.array([[0.3, -0.2, 0.1]], np.float32)}
+    apart = np.array([0.05, 0.02, -0.04])
+    system, _, cell = crystal(np.zeros(3))
+    for image in ([0, 0, 0], [2, -1, 3], [-1, 0, 0]):
+        _, prediction, _ = crystal(label["dipole"][0] + apart + image @ cell)
+        d, _ = deviation(prediction, label, system, "dipole")
+        np.testing.assert_allclose(d[0], apart, atol=2e-6)  # float32 of numbers below 15
+    slope = jax.jacobian(lambda p: deviation({"dipole": p}, label, system, "dipole")[0])
+    np.testing.assert_allclose(slope(prediction["dipole"])[0, :, 0], np.eye(3), atol=1e-6)
+
+
+def test_dipoles_of_molecules_have_no_branches():
+    system, prediction, cell = crystal([5.0, 4.0, 3.0], pbc=False)
+    d, _ = deviation(prediction, {"dipole": np.zeros((1, 3), np.float32)}, system, "dipole")
+    np.testing.assert_array_equal(d[0], [5.0, 4.0, 3.0])
+
+
+def with_born_charges(tmp_path):
+    """Three frames, two with Born charges: ((System, labels), Toy, params, terms)."""
+    atoms, rng = molecules(3), np.random.default_rng(5)
+    for a in atoms[:2]:
+        a.arrays["REF_born_charges"] = rng.normal(size=(len(a), 9))
+    frames = frames_of(tmp_path, atoms)
+    (bucket,) = make_buckets(frames, n_buckets=1, max_atoms=40)
+    model = Toy(elements=(1, 8), dipole=True)
+    system, labels = batch(frames, bucket, range(3))
+    terms = TERMS | {"born_charges": Term(1.0, squared)}
+    return system, labels, model, model.init(jax.random.key(0), system), terms
+
+
+def test_random_directions_compare_born_charges_without_bias(tmp_path):
+    """The mean over the four diagonals of a cube of |dZ v|² is |dZ|²/3, and v v sums to 1."""
+    system, labels, model, params, terms = with_born_charges(tmp_path)
+    prediction = labelled_prediction(model.apply, terms)
+    only = {"born_charges": terms["born_charges"]}
+    exact = loss(prediction(params, system), labels, system, terms=only)[0]
+    projected = jax.jit(
+        lambda v: loss(prediction(params, system, v), along(labels, v, system), system, terms=only)[
+            0
+        ]
+    )
+    diagonals = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]]) / np.sqrt(3)
+    rows = [np.tile(v, (system.n_graphs, 1)).astype(np.float32) for v in diagonals]
+    assert np.mean([projected(v) for v in rows]) == pytest.approx(float(exact), rel=1e-5)
+    drawn = np.array([random_directions(i, system) for i in range(300)]).reshape(-1, 3)
+    np.testing.assert_allclose(np.einsum("na,na->n", drawn, drawn), 1, rtol=1e-6)
+    # 1200 vectors: a standard error of 1/(3 sqrt(1200)) = 0.0096
+    np.testing.assert_allclose(drawn.T @ drawn / len(drawn), np.eye(3) / 3, atol=0.04)
+
+
+def test_predicted_born_charges_are_differences_of_the_dipole(tmp_path):
+    """[atom, cartesian of the atom, cartesian of the field]."""
+    system, _, model, params, terms = with_born_charges(tmp_path)
+    system, params = cast(system, np.float64), cast(params, np.float64)
+    born = labelled_prediction(model.apply, terms)(params, system)["born_charges"]
+    dipole = jax.jit(lambda r: model.apply(params, replace(system, positions=r))["dipole"])
+    for atom, axis in ((0, 2), (4, 0)):
+        step = np.zeros_like(system.positions)
+        step[atom, axis] = 1e-4
+        ahead, behind = (dipole(system.positions + s) for s in (step, -step))
+        change = (ahead - behind).sum(0) / 2e-4
+        np.testing.assert_allclose(born[atom, axis], change, atol=1e-7)  # second order in the step
+
+
+def test_dipoles_of_crystals_are_refused_for_sums_of_charges_and_positions():
+    """An atom with 0.4 e listed one cell farther would move such a dipole by 0.4 quanta."""
+    frame = crystal(np.zeros(3))[0], {"dipole": np.zeros((1, 3))}
+    alone = frame[0], {"dipole": np.full((1, 3), np.nan)}
+    model = lambda *names: Potential(lambda key, s: {}, lambda p, s: dict.fromkeys(names, 0.0), 2.0)
+    of_charges, of_atoms = model("dipole", "charges"), model("dipole")
+    dipole = {"dipole": TERMS["dipole"]}
+    with pytest.raises(UsageError, match="images of atoms"):
+        check_dipoles(of_charges, {}, [alone, frame], dipole)
+    check_dipoles(of_charges, {"charge_transfer": 8}, [frame], dipole)
+    check_dipoles(of_atoms, {}, [frame], dipole)
+    check_dipoles(of_charges, {}, [alone], dipole)
+    check_dipoles(of_charges, {}, [frame], {"energy": TERMS["energy"]})
+
+
+def test_frames_without_born_charges_do_not_count(tmp_path):
+    system, labels, model, params, terms = with_born_charges(tmp_path)
+    init, step = make_step(model, terms=terms)
+    _, metrics = step(init(jax.random.key(0), system), system, labels, np.float32(0.01))
+    known = int(np.isfinite(labels["born_charges"]).all((1, 2)).sum())
+    assert known == 5  # a hydroxyl and a water
+    assert metrics["sums"]["born_charges"][3] == 3 * known and metrics["bad"] == 0
+    assert "born_charges_rmse_e" in summary(metrics["sums"])
 
 
 def test_huber_meets_the_square_with_the_same_slope():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmlip.cli.output import Output, task
-from jaxmlip.cli.session import Opened, announce, versions
+from jaxmlip.cli.session import Opened, announce, bound, versions
 from jaxmlip.errors import DataError, NumericalError
 
 SKIN = 0.5  # Å; as in a relaxation, so that with and without one the same program is compiled
@@ -26,6 +26,8 @@ class Vibrations:
     moves: list[str]  # what moves in each mode
     relax_steps: int
     fixed: np.ndarray | None = None  # [n_atoms] True for atoms that are held
+    polarizability: np.ndarray | None = None  # [3, 3] e² Å²/eV
+    raman_tensors: np.ndarray | None = None  # [n_atoms, 3, 3, 3] e² Å/eV
 
     @property
     def fmax(self) -> float:
@@ -43,10 +45,12 @@ def vibrations(
     steps: int,
     method: str,
     fixed=None,
+    raman: bool = False,
 ) -> Vibrations:
     """Relaxes (unless told not to), then takes all second derivatives at once.
 
     fixed: [n_atoms] True for atoms that are held; then only the rows of the others are taken.
+    raman: with polarisability and Raman tensors.
     """
     from jaxmlip.interfaces.ase import from_ase
 
@@ -54,17 +58,18 @@ def vibrations(
         output.warn("constraints are left out: modes are those of the free structure")
         atoms = atoms.copy()
         atoms.set_constraint()
+    model = bound(model, atoms)
     system = from_ase(atoms, model.potential.cutoff + SKIN, dtype=model.dtype)
-    announce("modes", model, len(atoms))
+    announce("raman" if raman else "modes", model, len(atoms))
     n_steps = 0
     if relax:
         system, info = relaxed(system, model, fmax=fmax, steps=steps, method=method, fixed=fixed)
         _check_converged(info)
         n_steps = info.n_steps
-    out = _second_derivatives(system, model, fixed)
+    out = _second_derivatives(system, model, fixed, raman=raman)
     atoms = atoms.copy()
     atoms.positions = np.asarray(system.positions, np.float64)
-    return _analysed(atoms, out, n_steps, output, fixed)
+    return analysed(atoms, out, n_steps, output, fixed)
 
 
 def relaxed(system, model: Opened, *, fmax: float, steps: int, method: str, fixed=None):
@@ -97,7 +102,7 @@ def _check_converged(info):
         )
 
 
-def _second_derivatives(system, model, fixed):
+def _second_derivatives(system, model, fixed, *, raman=False):
     """Forces, Hessian (rows of the free atoms) and Born charges in one compiled program."""
     import jax
 
@@ -111,6 +116,9 @@ def _second_derivatives(system, model, fixed):
         out = apply(params, system)
         out["forces"] = derivatives.forces(apply)(params, system)
         out["hessian"] = derivatives.hessian(apply, atoms=free)(params, system)
+        if raman:
+            out["polarizability"] = derivatives.polarizability(apply)(params, system)
+            out["raman_tensors"] = derivatives.raman_tensors(apply)(params, system)
         if has_dipole:
             out["born_charges"] = derivatives.born_charges(apply)(params, system)
         else:
@@ -122,7 +130,8 @@ def _second_derivatives(system, model, fixed):
         return {k: np.asarray(v, np.float64) for k, v in jax.device_get(out).items()}
 
 
-def _analysed(atoms, out, n_steps, output, fixed) -> Vibrations:
+def analysed(atoms, out, n_steps, output, fixed=None) -> Vibrations:
+    """Modes, and what else `out` holds of the atoms as they are."""
     from jaxmlip.vibrations import normal_modes
 
     if not np.isfinite(out["energy"]).all():
@@ -141,6 +150,8 @@ def _analysed(atoms, out, n_steps, output, fixed) -> Vibrations:
         moves=_moves(atoms, modes),
         relax_steps=n_steps,
         fixed=fixed,
+        polarizability=out["polarizability"][0] if "raman_tensors" in out else None,
+        raman_tensors=out.get("raman_tensors"),
     )
     if found.fmax > SOFT:
         output.warn(

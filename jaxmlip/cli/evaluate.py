@@ -68,6 +68,7 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
     from jaxmlip.interfaces.check import check_elements
     from jaxmlip.interfaces.labels import read_labelled
     from jaxmlip.models import checkpoint
+    from jaxmlip.potential import bind
     from jaxmlip.train.accuracy import evaluate
 
     card = model.card
@@ -80,6 +81,7 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
         )
     reference = {int(z): float(e) for z, e in (card.get("reference_energies") or {}).items()}
     bare = checkpoint.potential_of(card | {"reference_energies": {}})
+    bare = bind(bare, [system for system, _ in frames])
     return evaluate(
         bare,
         model.params,

@@ -1,4 +1,4 @@
-"""`jaxmlip ir`: the harmonic infrared spectrum of a molecule, from a structure alone."""
+"""`jaxmlip ir`: the harmonic infrared spectrum of a molecule or a crystal."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import Output, plan, table, write, write_extxyz, write_text
+from jaxmlip.errors import UsageError
 
 
 def ir(
@@ -24,54 +25,92 @@ def ir(
     width: Annotated[
         float, typer.Option(help="Full width of the lines at half maximum, cm⁻¹.")
     ] = 15.0,
-    csv: Annotated[bool, typer.Option("--csv", help="Write the curve as a table, too.")] = False,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='"0 0 1"',
+            help="Crystals: Cartesian direction of the wave (longitudinal modes) and of the light "
+            "(dielectric function); repeatable. Default x, y and z.",
+        ),
+    ] = None,
+    epsilon_infinity: Annotated[
+        float | None,
+        typer.Option(help="Crystals: for models without a polarizability, or in its place."),
+    ] = None,
+    fixed_cell: options.FixedCell = False,
+    stress: options.Stress = 1e-5,
+    primitive: options.Primitive = True,
+    symprec: options.Symprec = 1e-3,
+    compare: options.Compare = None,
+    csv: options.Csv = False,
     dtype: options.Precision = Dtype.float64,
 ):
-    """Infrared spectrum: frequencies in cm⁻¹, intensities in km/mol.
+    """Infrared spectrum: frequencies in cm⁻¹, intensities in km/mol (crystals: per mol of cells).
 
-    Relaxes the molecule, takes its Hessian and Born charges, and writes NAME_ir.png,
-    NAME_ir.json and NAME_relaxed.xyz.
+    Relaxes the structure, takes its Hessian and Born charges, and writes NAME_ir.png,
+    NAME_ir.json and NAME_relaxed.xyz. For crystals, modes at Γ: transverse and, along directions,
+    longitudinal ones, dielectric tensors, and the infrared dielectric function.
     """
     from jaxmlip.cli import session
+    from jaxmlip.cli.compare import read_curve
 
     suffixes = ["ir.png", "relaxed.xyz", *(["ir.csv"] if csv else [])]
     output = plan(
         file, suffixes, out=out, json_file=json, overwrite=overwrite, default_json="ir.json"
     )
-    session.positive(width=width, fmax=fmax)
+    session.positive(width=width, fmax=fmax, stress=stress, symprec=symprec)
+    other = None if compare is None else read_curve(compare)
     session.start(x64=True)
     opened = session.open_model(model, dtype, needs_dipole=True)
-    run(
+    how = {"relax": relax, "method": method, "width": width, "compare": other}
+    atoms = session.read(file, opened, output, frame=frame)
+    if not atoms.pbc.any():
+        if direction or epsilon_infinity is not None:
+            raise UsageError(
+                "this structure is a molecule: it has no waves and no dielectric tensor",
+                where="--direction, --epsilon-infinity",
+                fix="leave them out, or give the structure a cell and pbc",
+            )
+        return _molecule(file, atoms, opened, output, fmax=fmax, steps=steps, **how)
+    from jaxmlip.cli.crystal import ir_crystal
+
+    ir_crystal.run(
         file,
+        atoms,
         opened,
         output,
-        frame=frame,
-        relax=relax,
-        fmax=fmax,
-        steps=steps,
-        method=method,
-        width=width,
+        directions=direction,
+        epsilon_infinity=epsilon_infinity,
+        limits={"fmax": fmax, "stress": stress, "steps": steps},
+        cell={"fixed_cell": fixed_cell, "primitive": primitive, "symprec": symprec},
+        **how,
     )
 
 
-def run(
+def run(file, model, output: Output, *, frame=-1, **how) -> None:
+    """From the structure of a molecule to the files."""
+    from jaxmlip.cli import session
+
+    _molecule(file, session.read(file, model, output, frame=frame), model, output, **how)
+
+
+def _molecule(
     file,
+    atoms,
     model,
-    output: Output,
+    output,
     *,
-    frame=-1,
     relax=True,
     fmax=1e-4,
     steps=2000,
     method=Method.lbfgs,
     width=15.0,
-) -> None:
-    """From the structure to the files."""
-    from jaxmlip.cli import analysis, session
+    compare=None,
+):
+    from jaxmlip.cli import analysis
     from jaxmlip.vibrations import intensities
     from jaxmlip.vibrations.infrared import charge_sum_error
 
-    atoms = session.read(file, model, output, frame=frame)
     analysis.check_molecule(atoms, "ir", file)
     found = analysis.vibrations(
         atoms, model, output, relax=relax, fmax=fmax, steps=steps, method=method
@@ -89,7 +128,7 @@ def run(
         ),
         "width_cm1": width,
     }
-    _write(found, strengths, output, model, width=width)
+    _write(found, strengths, output, model, width=width, compare=compare)
     output.finish(results)
 
 
@@ -101,26 +140,25 @@ def table_of(found, strengths):
         for i, (f, s, moves) in enumerate(zip(frequencies, strengths, found.moves, strict=True))
     ]
     columns = {"mode": "right", "cm⁻¹": "right", "km/mol": "right", "what moves": "left"}
-    return table(
-        columns,
-        rows,
-        title=f"{found.atoms.get_chemical_formula()}   "
-        f"E {found.energy:.4f} eV   dipole {_length(found.dipole):.3f} e Å",
-    )
+    dipole = "" if found.dipole is None else f"   dipole {_length(found.dipole):.3f} e Å"
+    title = f"{found.atoms.get_chemical_formula()}   E {found.energy:.4f} eV{dipole}"
+    return table(columns, rows, title=title)
 
 
 def _length(vector):
     return float((vector**2).sum() ** 0.5)
 
 
-def _write(found, strengths, output, model, *, width):
+def _write(found, strengths, output, model, *, width, compare):
     from jaxmlip.cli import analysis, plot
 
     frequencies, paths = found.modes.frequencies_cm1, output.paths
     title = f"{found.atoms.get_chemical_formula()}   {model.card.get('name') or model.name}"
     write(
         paths["ir.png"],
-        lambda partial: plot.infrared(partial, frequencies, strengths, width=width, title=title),
+        lambda partial: plot.infrared(
+            partial, frequencies, strengths, width=width, title=title, compare=compare
+        ),
     )
     write_extxyz(paths["relaxed.xyz"], analysis.with_energies(found))
     if "ir.csv" in paths:

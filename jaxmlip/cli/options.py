@@ -58,3 +58,21 @@ Relax = Annotated[
     bool,
     typer.Option("--relax/--no-relax", help="Relax first: harmonic modes are those of a minimum."),
 ]
+Primitive = Annotated[
+    bool,
+    typer.Option(
+        "--primitive/--as-given",
+        help="Crystals: reduce to the primitive cell, or take the cell of FILE.",
+    ),
+]
+Symprec = Annotated[float, typer.Option(help="Crystals: Å within which atoms are equivalent.")]
+FixedCell = Annotated[bool, typer.Option("--fixed-cell", help="Crystals: relax atoms only.")]
+Stress = Annotated[float, typer.Option(min=0, help="Crystals: relax to this stress, eV/Å³.")]
+Compare = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CSV",
+        help="A spectrum to lay over the picture: two columns, cm⁻¹ and intensity; scaled.",
+    ),
+]
+Csv = Annotated[bool, typer.Option("--csv", help="Write the curve as a table, too.")]

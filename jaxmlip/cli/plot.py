@@ -15,8 +15,51 @@ def curve(frequencies_cm1, intensities, *, width: float):
     return grid, MOLAR * spectrum(frequencies_cm1, intensities, grid, width=width)
 
 
-def infrared(path, frequencies_cm1, intensities, *, width: float, title: str) -> None:
-    """A spectrum as spectroscopists draw it, wavenumbers falling to the right; PNG."""
+def infrared(path, frequencies_cm1, intensities, *, width: float, title: str, compare=None) -> None:
+    """A spectrum as spectroscopists draw it, wavenumbers falling to the right; PNG.
+
+    compare: (wavenumbers, intensities) of another one, laid over it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    x, y = curve(frequencies_cm1, intensities, width=width)
+    absorption(left, x, y, frequencies_cm1, intensities, compare=compare)
+    left.set(xlabel="wavenumber (cm⁻¹)")
+    left.set_title(title, loc="left", fontsize=11, color=INK)
+    left.set_title(
+        f"harmonic, Lorentzian lines, FWHM {width:g} cm⁻¹", loc="right", fontsize=9, color="#666666"
+    )
+    figure.savefig(path, format="png")
+
+
+def absorption(left, x, y, frequencies_cm1, intensities, *, compare=None) -> None:
+    """The curve, the lines that make it, and another spectrum over them."""
+    right = left.twinx()
+    shifted(left, x, y, compare=compare)
+    right.vlines(frequencies_cm1, 0, intensities, color=STICK, lw=1.2)
+    _limits(left, right, x, y, intensities)
+    _labels(left, frequencies_cm1, intensities, x, y)
+    left.set_ylabel("molar absorption coefficient (L mol⁻¹ cm⁻¹)")
+    right.set_ylabel("intensity (km mol⁻¹)", color=STICK)
+
+
+def shifted(axes, x, y, *, compare=None) -> None:
+    """A curve, filled, and under it another one scaled to its height."""
+    from jaxmlip.cli.compare import scaled
+
+    axes.plot(x, y, color=CURVE, lw=1.4, label="this model")
+    axes.fill_between(x, y, color=CURVE, alpha=0.12, lw=0)
+    if compare is not None:
+        axes.plot(compare[0], scaled(compare, x, y), color=INK, lw=0.9, label="compared (scaled)")
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def raman(path, frequencies_cm1, heights, x, y, *, title: str, small: str, compare=None) -> None:
+    """Raman scattering against the shift, rising to the right; PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,18 +67,15 @@ def infrared(path, frequencies_cm1, intensities, *, width: float, title: str) ->
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
     right = left.twinx()
-    x, y = curve(frequencies_cm1, intensities, width=width)
-    left.plot(x, y, color=CURVE, lw=1.4)
-    left.fill_between(x, y, color=CURVE, alpha=0.12, lw=0)
-    right.vlines(frequencies_cm1, 0, intensities, color=STICK, lw=1.2)
-    _limits(left, right, x, y, intensities)
-    _labels(left, frequencies_cm1, intensities, x, y)
-    left.set(xlabel="wavenumber (cm⁻¹)", ylabel="molar absorption coefficient (L mol⁻¹ cm⁻¹)")
-    right.set_ylabel("intensity (km mol⁻¹)", color=STICK)
+    shifted(left, x, y, compare=compare)
+    right.vlines(frequencies_cm1, 0, heights, color=STICK, lw=1.2)
+    _limits(left, right, x, y, heights)
+    left.set_xlim(0, x[-1])
+    _labels(left, frequencies_cm1, heights, x, y)
+    left.set(xlabel="Raman shift (cm⁻¹)", ylabel="dσ/dΩ (10⁻³⁰ cm² sr⁻¹ per cm⁻¹)")
+    right.set_ylabel("activity (Å⁴ amu⁻¹)", color=STICK)
     left.set_title(title, loc="left", fontsize=11, color=INK)
-    left.set_title(
-        f"harmonic, Lorentzian lines, FWHM {width:g} cm⁻¹", loc="right", fontsize=9, color="#666666"
-    )
+    left.set_title(small, loc="right", fontsize=9, color="#666666")
     figure.savefig(path, format="png")
 
 

@@ -58,6 +58,7 @@ def relax(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
+    opened = session.bound(opened, atoms)
     fixed = selection.held(atoms, file)
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("relax", opened, len(atoms))

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxmlip.cli.output import Output, note
@@ -85,7 +85,9 @@ def _machine() -> str:
     return f"jaxlib-{version('jaxlib')}-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
 
 
-def open_model(model: str, dtype: str, *, needs_dipole: bool = False) -> Opened:
+def open_model(
+    model: str, dtype: str, *, needs_dipole: bool = False, needs_polarizability: bool = False
+) -> Opened:
     """The potential with its parameters in `dtype`; `start` comes first."""
     from jaxmlip import pretrained
     from jaxmlip.models import checkpoint
@@ -100,9 +102,35 @@ def open_model(model: str, dtype: str, *, needs_dipole: bool = False) -> Opened:
             code="JM508",
             fix="another --model; `jaxmlip modes` gives frequencies without intensities",
         )
+    if needs_polarizability and not predicts(card, "polarizability"):
+        able = [n for n in pretrained.names() if predicts(pretrained.card(n), "polarizability")]
+        raise ModelError(
+            f"model '{name}' predicts no polarizability, and Raman activities are its derivatives",
+            code="JM508",
+            fix=f"--model {' or '.join(able) or 'PATH'}"
+            + ("" if able else ", a potential trained with `polarizability: true`")
+            + "; `jaxmlip ir` needs a dipole alone",
+        )
     return Opened(
         name=name, potential=potential, params=cast(params, dtype), card=card, dtype=str(dtype)
     )
+
+
+def bound(model: Opened, *structures) -> Opened:
+    """The model with its long-range sums planned for these structures; itself if it has none."""
+    if getattr(model.potential, "plan", None) is None:
+        return model
+    from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.potential import bind
+
+    systems = [from_ase(a, model.potential.cutoff, dtype=model.dtype) for a in structures]
+    return replace(model, potential=bind(model.potential, systems))
+
+
+def predicts(card: dict, name: str) -> bool:
+    """Whether the model of a card predicts `dipole` or `polarizability`, coupled to the field."""
+    fields = card["fields"]
+    return bool(fields.get("dipole")) and bool(fields.get(name))
 
 
 def read(file: str, model: Opened, output: Output, *, frame: int = -1):

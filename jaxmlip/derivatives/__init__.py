@@ -13,7 +13,20 @@ from jaxmlip.derivatives.bloch.supercell import (
 )
 from jaxmlip.derivatives.elastic import ElasticConstants, elastic_constants
 from jaxmlip.derivatives.first import forces, predict, stress
-from jaxmlip.derivatives.response import born_charges, dipole, polarizability
+from jaxmlip.derivatives.response import (
+    CrystalResponse,
+    born_charges,
+    crystal_response,
+    current,
+    dielectric,
+    dipole,
+    image_dependence,
+    periodic_born_charges,
+    piezoelectric,
+    polarizability,
+    raman_tensors,
+    same_branch,
+)
 from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
 from jaxmlip.derivatives.second.lanczos import spectral_density
 from jaxmlip.derivatives.second.lowest import lowest_modes
@@ -23,9 +36,13 @@ from jaxmlip.derivatives.second.sparse import sparse_hessian
 from jaxmlip.derivatives.third import cubic_force_constants
 
 __all__ = [
+    "CrystalResponse",
     "ElasticConstants",
     "born_charges",
+    "crystal_response",
     "cubic_force_constants",
+    "current",
+    "dielectric",
     "dipole",
     "door_error",
     "dynamical_matrix",
@@ -38,12 +55,17 @@ __all__ = [
     "group_velocities",
     "hessian",
     "hessian_vector_product",
+    "image_dependence",
     "lowest_modes",
     "mode_gruneisen",
+    "periodic_born_charges",
     "phonon_frequencies",
+    "piezoelectric",
     "plan_hessian",
     "polarizability",
     "predict",
+    "raman_tensors",
+    "same_branch",
     "sparse_hessian",
     "spectral_density",
     "stress",

@@ -54,7 +54,7 @@ def elastic_constants(apply, *, memory: float | None = None):
         volume = jnp.abs(jnp.linalg.det(jnp.asarray(system.cell)[0]))
         stress = slope[:6][VOIGT] / volume
         by_strain, mixed, hessian = second[:6, :6], second[6:, :6], second[6:, 6:]
-        internal = -_pseudo_solve(hessian, mixed, system.atom_mask)
+        internal = -pseudo_solve(hessian, mixed, system.atom_mask)
         tensor = lambda c: _with_stress(full_tensor(c / volume), stress)
         shape = (system.n_atoms, 3)
         return ElasticConstants(
@@ -126,7 +126,7 @@ def _jacobian(gradient, n, system, memory):
     return value, (rows + rows.T) / 2
 
 
-def _pseudo_solve(hessian, right, mask):
+def pseudo_solve(hessian, right, mask):
     """Phi^+ right, without translations; rows of padding are zero."""
     real = jnp.repeat(jnp.asarray(mask, hessian.dtype), 3)
     shifts = jnp.tile(jnp.eye(3, dtype=hessian.dtype), (len(mask), 1)) * real[:, None]

@@ -17,7 +17,7 @@ from jaxmlip.derivatives.response import depends_on_field
 from jaxmlip.errors import NumericalError, check_dtype
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.check import check_elements
-from jaxmlip.potential import PER_ATOM
+from jaxmlip.potential import PER_ATOM, bind
 from jaxmlip.system import cast, ladder, pad
 
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
@@ -49,16 +49,27 @@ class PotentialCalculator(Calculator):
         check_dtype(dtype)
         self.potential, self.params, self.dtype = potential, cast(params, dtype), np.dtype(dtype)
         self.elements, self._name = elements, name
-        apply = potential.apply
+        self._planned = None  # the system that long-range sums were planned for
+        self._take(potential.apply)
+        self._widths = {}  # number of atoms: neighbours per atom
+        self._response = None  # charge, spin and field of the results at hand
+        self._asked = self._asked_before = frozenset()  # what was asked of this and the last state
+
+    def _take(self, apply):
+        """The functions of this `apply`; each is compiled when it is first used."""
         self._energy = jax.jit(apply)
         self._forces = jax.jit(with_forces(apply))
         self._stress = jax.jit(derivatives.predict(apply))
         self._hessian = jax.jit(derivatives.hessian(apply))
         self._born_charges = jax.jit(derivatives.born_charges(apply))
         self._polarizability = jax.jit(derivatives.polarizability(apply))
-        self._widths = {}  # number of atoms: neighbours per atom
-        self._response = None  # charge, spin and field of the results at hand
-        self._asked = self._asked_before = frozenset()  # what was asked of this and the last state
+
+    def _plan(self, system):
+        """Long-range sums are planned again, and compiled, for atoms or cells that are others."""
+        if getattr(self.potential, "plan", None) is None or _same_cells(self._planned, system):
+            return
+        self._planned = system
+        self._take(bind(self.potential, system).apply)
 
     def _get_name(self):
         return self._name
@@ -86,7 +97,8 @@ class PotentialCalculator(Calculator):
         super().calculate(atoms)
         self._response = _response(atoms)
         self._asked |= set(properties)
-        results = _to_numpy(self._function(atoms)(self.params, self.system(atoms)), atoms)
+        system = self.system(atoms)
+        results = _to_numpy(self._function(atoms)(self.params, system), atoms)
         for key in set(properties) - set(results):
             raise PropertyNotImplementedError(
                 f"'{self.name}' predicts {', '.join(sorted(results))}, but not {key}"
@@ -118,33 +130,37 @@ class PotentialCalculator(Calculator):
             if not atoms.pbc.any():
                 width = max(min(width, n - 1), 1)
             self._widths[n] = width
-        return pad(_narrowed(system, width), n_neighbors=width)
+        system = pad(_narrowed(system, width), n_neighbors=width)
+        self._plan(system)
+        return system
 
     # --- second derivatives, which ASE has no properties for -------------------------------------
 
     def get_hessian(self, atoms):
         """d²E/drdr, [n, 3, n, 3], eV/Å², not symmetrised and without constraints."""
-        return self._second(self._hessian, atoms, "hessian")
+        return self._second("hessian", atoms)
 
     def get_born_charges(self, atoms):
         """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e."""
         self._check_field(atoms)
-        return self._second(self._born_charges, atoms, "born_charges")
+        return self._second("born_charges", atoms)
 
     def get_polarizability(self, atoms):
         """-d²E/dfield², [3, 3], e² Å²/eV as elsewhere in ASE (times 14.3996 for Å³)."""
         self._check_field(atoms)
-        return self._second(self._polarizability, atoms, "polarizability")[0]
+        return self._second("polarizability", atoms)[0]
 
-    def _second(self, function, atoms, key):
-        value = np.array(function(self.params, self.system(atoms)), np.float64)
-        _check_finite({key: value}, atoms)
+    def _second(self, name, atoms):
+        system = self.system(atoms)
+        value = np.array(getattr(self, f"_{name}")(self.params, system), np.float64)
+        _check_finite({name: value}, atoms)
         return value
 
     def _check_field(self, atoms):
         """Without a coupling to the field every response would be zero, and no one would know."""
         _check_molecule(atoms)
-        if not depends_on_field(self.potential.apply, self.params, self.system(atoms)):
+        system = self.system(atoms)
+        if not depends_on_field(bind(self.potential, system).apply, self.params, system):
             raise PropertyNotImplementedError(
                 f"the energy of '{self.name}' does not depend on the field: "
                 "wrap the potential in jaxmlip.add_field"
@@ -157,6 +173,14 @@ def _response(atoms):
         np.array2string(np.asarray(atoms.info.get(key, default)), precision=17)
         for key, default in (("charge", 0.0), ("spin", 1), ("field", np.zeros(3)))
     ]
+
+
+def _same_cells(old, new) -> bool:
+    """Whether a plan for `old` still serves: as many atoms, and lattice vectors within 2 %."""
+    if old is None or old.n_atoms != new.n_atoms or not np.array_equal(old.pbc, new.pbc):
+        return False
+    moved = np.linalg.norm(new.cell - old.cell, axis=-1)
+    return bool((moved <= 0.02 * np.linalg.norm(old.cell, axis=-1)).all())
 
 
 def _narrowed(system, width):

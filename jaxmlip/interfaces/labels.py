@@ -2,6 +2,9 @@
 
 Labels carry the keys, units and shapes of a prediction (one structure is a batch of one). What a
 file does not say is NaN, never zero; what it says wrongly is refused with its frame and value.
+
+Units are converted here, where the file's own are named: see `UNITS`. `field_first` is the other
+layout of Born charges, [n_atoms, cartesian of the field, cartesian of the atom].
 """
 
 from collections import Counter
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmlip import units as u
 from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.extxyz import read_frames
@@ -16,35 +20,79 @@ from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
 
 KEYS = {
     name: f"REF_{name}"
-    for name in ("energy", "forces", "stress", "dipole", "polarizability", "charges")
+    for name in (
+        *("energy", "forces", "stress"),
+        *("dipole", "polarizability", "charges", "born_charges"),
+    )
+}
+UNITS = {  # label: {unit in the file: factor to ours}
+    "energy": {"eV": 1.0, "Ha": u.hartree, "kcal/mol": u.kcal_mol, "kJ/mol": u.kJ_mol},
+    "forces": {
+        "eV/A": 1.0,
+        "Ha/bohr": u.hartree / u.bohr,
+        "kcal/mol/A": u.kcal_mol,
+        "kJ/mol/A": u.kJ_mol,
+    },
+    "stress": {"eV/A3": 1.0, "GPa": u.GPa},
+    "dipole": {"eA": 1.0, "D": u.debye, "e bohr": u.bohr},
+    "polarizability": {
+        "e2A2/eV": 1.0,
+        "A3": 1 / u.coulomb_constant,
+        "bohr3": u.bohr**3 / u.coulomb_constant,
+    },
+    "charges": {"e": 1.0},
+    "born_charges": {"e": 1.0, "e field_first": 1.0},
 }
 VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # xx, yy, zz, yz, xz, xy
 
 
-def read_labelled(path, cutoff: float, *, keys: dict | None = None, needed=(), dtype=np.float32):
+def read_labelled(
+    path,
+    cutoff: float,
+    *,
+    keys: dict | None = None,
+    units: dict | None = None,
+    needed=(),
+    dtype=np.float32,
+):
     """[(System, labels)] of every frame; labels are float64 with the shapes of a batch of one.
 
     keys: {label: key in the file}, added to the defaults REF_energy, REF_forces ...
+    units: {label: unit in the file} where it is not the first of `UNITS`.
     needed: labels that at least one frame must have. Labels that no frame has are left out.
     """
-    keys = KEYS | (keys or {})
-    for label in keys:
-        if label not in PER_ATOM | PER_STRUCTURE:
-            known = sorted(PER_ATOM | PER_STRUCTURE)
-            raise UsageError(
-                f"unknown label '{label}'.{did_you_mean(label, known)}",
-                where="keys",
-                fix=f"one of {', '.join(known)}",
-            )
+    keys, units = KEYS | (keys or {}), units or {}
+    _check_names("keys", keys, PER_ATOM | PER_STRUCTURE)
+    _check_names("units", units, UNITS)
+    for label, unit in units.items():
+        _check_names(f"units.{label}", [unit], UNITS[label])
     frames = _frames(path)
     found = {label for label, key in keys.items() if any(_raw(f, key) is not None for f in frames)}
     _check_needed(frames, {label: keys[label] for label in needed}, found, path)
     out = []
     for i, frame in enumerate(frames):
         where = f"{path} frame {i}"
-        labels = {name: _label(frame, name, keys[name], where) for name in sorted(found)}
+        read = lambda name, frame=frame, where=where: _label(frame, name, keys[name], where)
+        labels = {name: _converted(read(name), name, units.get(name)) for name in sorted(found)}
         out.append((from_ase(frame, cutoff, dtype=dtype, where=where), labels))
     return out
+
+
+def _check_names(where, names, known):
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"unknown name '{name}'.{did_you_mean(name, sorted(known))}",
+                where=where,
+                fix=f"one of {', '.join(sorted(known))}",
+            )
+
+
+def _converted(value, name, unit):
+    if unit is None:
+        return value
+    value = value * UNITS[name][unit]
+    return value.swapaxes(-1, -2) if "field_first" in unit else value
 
 
 def _frames(path):
@@ -110,11 +158,10 @@ def _label(frame, name, key, where):
 
 
 def _shaped(value, shape, name, key, where):
-    if name in ("stress", "polarizability"):
-        if value.shape == (6,):
-            value = value[VOIGT]
-        if value.size == 9:
-            return value.reshape(shape)
+    if name in ("stress", "polarizability") and value.shape == (6,):
+        value = value[VOIGT]
+    if name in ("stress", "polarizability", "born_charges") and value.size == np.prod(shape):
+        return value.reshape(shape)
     elif value.size == np.prod(shape) and value.squeeze().shape == np.empty(shape).squeeze().shape:
         return value.reshape(shape)
     raise DataError(

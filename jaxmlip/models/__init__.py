@@ -4,6 +4,7 @@ from importlib import import_module
 
 _HOME = {
     "MACE": "mace",
+    "LongRangeMACE": "long_range",
     "NequIP": "nequip",
     "So3krates": "so3krates",
     "LennardJones": "pair",

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxmlip.errors import ModelError, ResourceError, did_you_mean
 from jaxmlip.models import architectures
 from jaxmlip.models.elements import keep_elements
+from jaxmlip.models.plans import add_long_range
 from jaxmlip.potential import Potential, add_field, add_reference_energies
 
 FORMAT = 1
@@ -39,7 +40,7 @@ def build(card: dict):
             code="JM502",
         )
     cls = known[name]
-    allowed = [f for f in cls.__dataclass_fields__ if f not in ("parent", "name")]
+    allowed = [f for f in cls.__dataclass_fields__ if f not in ("parent", "name", "solver")]
     for field in card["fields"]:
         if field not in allowed:
             raise ModelError(
@@ -58,13 +59,19 @@ def _frozen(value):
 def sees_charge(card: dict) -> bool:
     """Whether the energy depends on the total charge or the multiplicity of a structure."""
     model = build(card)
-    return bool(getattr(model, "charge_spin", False) or getattr(model, "state", ()))
+    embedded = getattr(model, "charge_spin", False) or getattr(model, "state", ())
+    return bool(embedded or card.get("electrostatics"))  # charges sum to that of the structure
 
 
 def potential_of(card: dict) -> Potential:
-    """The potential of a card: total energies, coupled to the field if it predicts a dipole."""
+    """The potential of a card: total energies, coupled to the field if it predicts a dipole.
+
+    With its long-range terms (`models.plans`); `jaxmlip.bind` then gives them their plans.
+    """
     model = build(card)
-    potential = Potential(model.init, model.apply, model.cutoff)
+    plan = getattr(model, "plan", None)
+    potential = Potential(model.init, model.apply, model.cutoff, plan)
+    potential = add_long_range(potential, card)
     if getattr(model, "dipole", False):
         potential = add_field(potential)
     if card.get("reference_energies"):
@@ -82,7 +89,7 @@ def save(path, card: dict, params) -> None:
 
     flat = {"/".join(k): np.array(v, order="C") for k, v in flatten_dict(params).items()}
     model = build(card)
-    known = {"elements": list(model.elements), "cutoff": float(model.cutoff)}
+    known = {"elements": list(model.elements), "cutoff": float(potential_of(card).cutoff)}
     card = {**known, **card, "format": FORMAT, "sha256": digest(flat)}
     card = json.loads(json.dumps(card))  # as it will be read: keys are text, tuples lists
     card["card_sha256"] = card_digest(card)

@@ -18,9 +18,11 @@ BY_SPECIES = (
     (re.compile(r"skip_\d+/\w+"), 3, True),
     (re.compile(r"product_\d+/\w+"), 3, False),
     (re.compile(r"(radial|density)_\d+/(sender|receiver)"), 2, False),
+    (re.compile(r"(hardness|dispersion)/table"), 1, False),
 )
 # by element, if they are lists
-FIELDS = {"MACE": ("covalent_radii",), "NequIP": ("scale", "shift")}
+MACE = ("covalent_radii", "formal_charges")
+FIELDS = {"MACE": MACE, "LongRangeMACE": MACE, "NequIP": ("scale", "shift")}
 
 
 def keep_elements(card: dict, params: dict, elements) -> tuple[dict, dict]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxmlip.errors import UsageError
 from jaxmlip.nn.blocks import block_rows, in_blocks
+from jaxmlip.nn.charges import PositiveBySpecies, Transfers, read_charges
 from jaxmlip.nn.harmonics import spherical_harmonics
 from jaxmlip.nn.interaction import (
     Density,
@@ -109,6 +110,12 @@ class MACE(nn.Module):
     energy: bool = True  # False: a model of dipoles; its energy is zero
     charges: bool = True  # False: the dipole is a sum of atomic dipoles alone
     tensor_widths: tuple[int, int] = (0, 0)  # hidden vectors, l = 2 tensors of the last readout
+    atomic_dipoles: bool = True  # False: the dipole is that of the charges alone
+    formal_charges: tuple[float, ...] = ()  # e by element: charges begin there and are not read
+    charge_transfer: int = 0  # channels of charge that flows along edges: nn.charges.Transfers
+    charge_weights: bool = False  # what charges miss of the total goes by learned weights
+    equilibration: bool = False  # predict electronegativities and hardnesses
+    dispersion: bool = False  # predict roots of C6 coefficients
 
     @nn.compact
     def __call__(self, system: System):
@@ -119,10 +126,12 @@ class MACE(nn.Module):
         layers = []
         for i in range(self.n_layers):
             features = self._layer(i, system, features, species, edges, table)
+            features = self._after_layer(i, system, features)
             table = None
             layers.append(features)
         energies += self._energies(system, layers, species)
-        return energy_prediction(system, energies, known) | response_predictions(
+        out = energy_prediction(system, energies, known) | self._long_range(layers, species)
+        return out | response_predictions(
             system,
             layers,
             self.readout_width,
@@ -130,9 +139,45 @@ class MACE(nn.Module):
             dipole=self.dipole,
             polarizability=self.polarizability,
             charges=self.charges,
+            atomic_dipoles=self.atomic_dipoles,
             tensor_widths=self.tensor_widths,
             gate=self.gate,
+            read_charges=self._charges(system, species),
         )
+
+    def _after_layer(self, i, system, features):
+        """The features that go on: a place for what other architectures add between layers."""
+        return features
+
+    def _charges(self, system, species):
+        """layers -> charges and their dipole, or None for the plain readout."""
+        if not (self.formal_charges or self.charge_transfer or self.charge_weights):
+            return None
+        formal = jnp.asarray(self.formal_charges, system.positions.dtype)
+        transfers = None
+        if self.charge_transfer:
+            transfers = Transfers(self.charge_transfer, self.cutoff, name="charge_transfer")
+        return lambda layers: read_charges(
+            system,
+            layers,
+            self.readout_width,
+            gate=self.gate,
+            base=jnp.where(system.atom_mask, formal[species], 0) if self.formal_charges else None,
+            weighted=self.charge_weights,
+            transfers=transfers,
+        )
+
+    def _long_range(self, layers, species):
+        """What `add_equilibration` and `add_dispersion` ask for, each if wanted."""
+        dtype, n, out = layers[-1][0, 1].dtype, len(self.elements), {}
+        read = lambda name: read_scalar(name, layers, self.readout_width, gate=self.gate)
+        if self.equilibration:
+            out["electronegativities"] = read("electronegativity")
+            out["hardnesses"] = PositiveBySpecies(n, 10.0, name="hardness")(species, dtype)
+        if self.dispersion:
+            free = PositiveBySpecies(n, 5.0, name="dispersion")(species, dtype)
+            out["dispersion_coefficients"] = free * 2 * nn.sigmoid(read("dispersed"))
+        return out
 
     def _embedding(self, system, species):
         """Scalars of each atom, and of each species if they depend on the species alone."""
@@ -316,4 +361,4 @@ class MACE(nn.Module):
         """Degree of the features after layer i: the last keeps only what is read out."""
         if i < self.n_layers - 1:
             return self.hidden_l
-        return 2 if self.polarizability else int(self.dipole)
+        return 2 if self.polarizability else int(self.dipole and self.atomic_dipoles)

@@ -109,14 +109,17 @@ def _by_pair(model, system, **tables):
                 f"table of {n} x {n}, in the order of elements",
                 where=type(model).__name__,
             )
-        table = jnp.asarray(np.broadcast_to(table, (n, n)), system.positions.dtype)
-        out.append(table[pair])
+        if (table == table.flat[0]).all():  # no look-up for every edge
+            out.append(float(table.flat[0]))
+        else:
+            out.append(jnp.asarray(table, system.positions.dtype)[pair])
     return out
 
 
 def _prediction(model, system, curve):
     """Half of each directed edge's energy to its receiver; NaN for unknown elements."""
-    r = jnp.linalg.norm(edge_vectors(system), axis=-1)
+    vectors = edge_vectors(system)
+    r = jnp.sqrt(sum(vectors[..., i] ** 2 for i in range(3)))
     energies = 0.5 * sum_edges(system, _truncated(curve, r, model))
     _, known = species_index(system.numbers, model.elements)
     return energy_prediction(system, energies, known)

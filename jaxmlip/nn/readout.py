@@ -147,25 +147,34 @@ def response_predictions(
     dipole,
     polarizability,
     charges=True,
+    atomic_dipoles=True,
     tensor_widths=(0, 0),
     gate="silu",
+    read_charges=None,
 ) -> dict:
     """Charges and dipole, polarisability (each if asked for), read from the same features.
 
     NaN in structures with an atom that is not `known`.
 
-    Without `charges` the dipole is the sum of atomic dipoles alone. tensor_widths: hidden vectors
-    and hidden tensors of degree 2 of the last readouts, 0 if those are linear.
+    Without `charges` the dipole is the sum of atomic dipoles alone, without `atomic_dipoles` that
+    of the charges. tensor_widths: hidden vectors and hidden tensors of degree 2 of the last
+    readouts, 0 if those are linear. read_charges: layers -> charges and their dipole, if not a
+    readout of scalars (see `nn.charges`).
     """
     out = {}
     if dipole or polarizability:
         sound = one_or_nan(system, known)[:, None, None]
         layers = [{key: x * sound for key, x in features.items()} for features in layers]
-    if dipole:
+    if dipole and atomic_dipoles:
         atomic = read_tensor("dipole", layers, 1, tensor_widths[0], gate)
+        out["atomic_dipoles"] = jnp.where(system.atom_mask[:, None], atomic, 0)
         out["dipole"] = sum_atoms(system, atomic)
-    if dipole and charges:
+    if dipole and charges and read_charges is not None:
+        out["charges"], moment = read_charges(layers)
+        out["dipole"] = out.get("dipole", 0) + moment
+    elif dipole and charges:
         charge = conserve_charge(system, read_scalar("charge", layers, width, gate=gate))
+        atomic = out.get("atomic_dipoles", jnp.zeros_like(system.positions))
         out |= {"charges": charge, "dipole": total_dipole(system, charge, atomic)}
     if polarizability:
         scalar = read_scalar("isotropic", layers, width, gate=gate)

@@ -9,10 +9,14 @@ from jaxmlip.data.batching import batches, make_buckets
 from jaxmlip.data.statistics import remove_reference_energies
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import read_labelled
+from jaxmlip.potential import bind
 from jaxmlip.train.losses import Term, add_sums, loss, squared, summary
-from jaxmlip.train.step import labelled_prediction
+from jaxmlip.train.prediction import labelled_prediction
 
-PREDICTED = ("energy", "forces", "stress", "dipole", "polarizability", "charges")
+PREDICTED = (
+    *("energy", "forces", "stress"),
+    *("dipole", "polarizability", "charges", "born_charges"),
+)
 
 
 def metric_sums(apply: Callable, terms: dict[str, Term]) -> Callable:
@@ -56,8 +60,10 @@ def evaluate(
     return summary(sums) | {"n_frames": len(frames), "n_atoms": sum(s.n_atoms for s, _ in frames)}
 
 
-def evaluate_model(path, data, *, keys=None, labels=None, batch_atoms: int = 512) -> dict:
-    """Accuracy of a model file on a data file."""
+def evaluate_model(
+    path, data, *, keys=None, units=None, labels=None, batch_atoms: int = 512
+) -> dict:
+    """Accuracy of a model file on a data file; keys and units as of `interfaces.labels`."""
     from jaxmlip.models import checkpoint
 
     _, params, card = checkpoint.load(path)
@@ -67,9 +73,11 @@ def evaluate_model(path, data, *, keys=None, labels=None, batch_atoms: int = 512
         data,
         bare.cutoff,
         keys=keys,
+        units=units,
         needed=labels or (),
         dtype=np.dtype(card.get("dtype", "float32")),
     )
+    bare = bind(bare, [system for system, _ in frames])
     return evaluate(
         bare, params, frames, labels=labels, reference_energies=reference, batch_atoms=batch_atoms
     )
@@ -86,7 +94,7 @@ def without_references(frames, reference: dict[int, float] | None):
 
 def _comparable(potential, params, frames):
     out = jax.eval_shape(potential.apply, params, frames[0][0])
-    able = {*out, "forces", "stress"}
+    able = {*out, "forces", "stress"} | ({"born_charges"} if "dipole" in out else set())
     chosen = [name for name in PREDICTED if name in frames[0][1] and name in able]
     if not chosen:
         raise DataError(

@@ -29,6 +29,7 @@ class Data:
     valid: str | None = None  # None: a share of the training frames
     valid_fraction: float = _number(0.05, above=0, most=0.5)
     keys: dict = field(default_factory=dict)  # {label: key in the file}
+    units: dict = field(default_factory=dict)  # {label: unit in the file}: interfaces.labels.UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Loss:
     dipole: float = _number(0.0, least=0)
     polarizability: float = _number(0.0, least=0)
     charges: float = _number(0.0, least=0)
+    born_charges: float = _number(0.0, least=0)
     function: str = "squared"  # or huber
     delta: float | dict = _number(0.01, above=0)  # of huber: one for all, or {label: delta}
 

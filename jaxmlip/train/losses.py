@@ -2,6 +2,9 @@
 
 A label that is NaN counts nowhere, neither in the value nor in the gradient. Beside the loss come
 sums of |d|, d², the term and the count, which add up over batches to exact means.
+
+The dipole of a periodic cell is defined modulo e times its lattice vectors, and different codes
+and images of atoms choose different branches. A deviation is therefore taken to the nearest one.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ UNITS = {  # factor from eV, Å, e and name of what is reported
     "dipole": (1.0, "eA"),
     "polarizability": (1.0, "e2A2_per_eV"),
     "charges": (1.0, "e"),
+    "born_charges": (1.0, "e"),
 }
 
 
@@ -65,7 +69,16 @@ def deviation(prediction: dict, labels: dict, system: System, name: str):
     d = value - jnp.where(known, label, 0)
     if name == "energy":
         d = d / jnp.maximum(sum_atoms(system, jnp.ones(system.n_atoms, d.dtype)), 1)
+    if name == "dipole":
+        d = nearest_branch(d, system)
     return d, known
+
+
+def nearest_branch(d, system: System):
+    """Differences of dipoles [n_graphs, 3] less the nearest e x lattice vector (periodic axes)."""
+    cell = jnp.asarray(system.cell, d.dtype)
+    quanta = jnp.round(jnp.einsum("ga,gab->gb", d, jnp.linalg.inv(cell)))
+    return d - jnp.einsum("gb,gba->ga", jnp.where(system.pbc, quanta, 0), cell)
 
 
 def add_sums(total: dict | None, sums: dict) -> dict:

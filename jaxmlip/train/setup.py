@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxmlip import models
@@ -18,7 +19,7 @@ from jaxmlip.data.statistics import average_neighbors, fit_reference_energies, r
 from jaxmlip.errors import UsageError, did_you_mean
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
-from jaxmlip.potential import Potential
+from jaxmlip.potential import Potential, bind
 from jaxmlip.train.accuracy import metric_sums, without_references
 from jaxmlip.train.config import Config, weights
 from jaxmlip.train.losses import Term, huber, squared
@@ -57,6 +58,8 @@ def prepare(config: Config) -> Run:
     train, valid = read_data(config, needed=tuple(terms))
     card = make_card(config, train, terms)
     potential = checkpoint.potential_of(card | {"reference_energies": {}})
+    potential = bind(potential, [system for system, _ in train + valid])
+    check_dipoles(potential, card["fields"], train, terms)
     train, valid = (
         _only(without_references(f, card["reference_energies"]), terms) for f in (train, valid)
     )
@@ -101,6 +104,7 @@ def read_data(config: Config, *, needed):
         path,
         float(config.model.fields["cutoff"]),
         keys=config.data.keys,
+        units=config.data.units,
         needed=needed,
         dtype=np.dtype(config.dtype),
     )
@@ -139,7 +143,7 @@ def make_card(config: Config, train, terms) -> dict:
         "elements": elements,
         "avg_num_neighbors": max(average_neighbors(systems), 1e-3),
         "scale": scale if np.isfinite(scale) and scale > 0 else 1.0,
-        "dipole": "dipole" in terms or "charges" in terms,
+        "dipole": bool({"dipole", "charges", "born_charges"} & {*terms}),
         "polarizability": "polarizability" in terms,
     }
     allowed = _fields(config.model.architecture)
@@ -176,6 +180,29 @@ def _fields(architecture):
             fix=f"one of {', '.join(models.__all__)}",
         )
     return getattr(models, architecture).__dataclass_fields__
+
+
+def check_dipoles(potential, fields, frames, terms) -> None:
+    """Refuses dipoles of crystals for models whose dipole is a sum of charges times positions.
+
+    Fractional charges make that sum depend on the images at which atoms are listed, by other
+    amounts than e times lattice vectors. Charges that are transferred along bonds do not.
+    """
+    asked = {"dipole", "born_charges"} & {*terms}
+    known = lambda labels: any(np.isfinite(labels.get(name, np.nan)).any() for name in asked)
+    periodic = next((s for s, labels in frames if np.any(s.pbc) and known(labels)), None)
+    if periodic is None or fields.get("charge_transfer"):
+        return
+    predicted = jax.eval_shape(
+        lambda key: potential.apply(potential.init(key, periodic), periodic), jax.random.key(0)
+    )
+    if "charges" in predicted:
+        raise UsageError(
+            f"{' and '.join(sorted(asked))} of periodic structures: the dipole of this model is a "
+            "sum of charges times positions, which in a crystal depends on the images of atoms",
+            where="model.fields",
+            fix="a model of atomic dipoles alone: MACE with charges: false",
+        )
 
 
 def file_hash(path) -> str:

@@ -1,4 +1,4 @@
-"""Vibrations of molecules: normal modes, infrared spectra, thermochemistry. Host numpy, float64."""
+"""Vibrations: normal modes, infrared and Raman spectra, thermochemistry. Host numpy, float64."""
 
 from jaxmlip.vibrations.animate import animation, label, moving_atoms
 from jaxmlip.vibrations.infrared import intensities, spectrum

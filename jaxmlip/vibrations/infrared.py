@@ -41,8 +41,13 @@ def spectrum(frequencies_cm1, intensities, grid, *, width: float = 10.0):
     intensities. Imaginary modes lie at negative wavenumbers. Times 43.43 for the decadic molar
     absorption coefficient in L/(mol cm).
     """
+    return lines(frequencies_cm1, intensities, grid, width=width)
+
+
+def lines(frequencies_cm1, strengths, grid, *, width: float):
+    """Lorentzians of given areas on `grid`, [n_grid]; width: full width at half maximum, cm⁻¹."""
     if not width > 0:
         raise DataError(f"width is {width} cm⁻¹; it must be positive")
     distance = np.asarray(grid, np.float64)[:, None] - np.asarray(frequencies_cm1, np.float64)
-    lines = (width / (2 * np.pi)) / (distance**2 + (width / 2) ** 2)
-    return lines @ np.asarray(intensities, np.float64)
+    shapes = (width / (2 * np.pi)) / (distance**2 + (width / 2) ** 2)
+    return shapes @ np.asarray(strengths, np.float64)

@@ -1,5 +1,7 @@
 """A crystal read, reduced and brought to its minimum, cell and atoms: shared by commands."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from jaxmlip.cli.output import Output, note, task
@@ -31,6 +33,19 @@ def crystal_of(atoms, what: str, source: str, output: Output, *, primitive: bool
     if len(found) < len(atoms):
         note(f"primitive cell: {len(found)} of {len(atoms)} atoms")
     return found
+
+
+def for_elements(model, numbers):
+    """The same function of structures of these elements, faster."""
+    from jaxmlip import pretrained
+    from jaxmlip.models import checkpoint
+    from jaxmlip.system import cast
+
+    elements = sorted({int(z) for z in numbers})
+    if len(elements) == len(model.card["elements"]):
+        return model
+    potential, params, _ = checkpoint.load(pretrained.path_of(model.name), elements=elements)
+    return replace(model, potential=potential, params=cast(params, model.dtype))
 
 
 def operations_of(atoms, symprec: float):

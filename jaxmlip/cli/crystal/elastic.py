@@ -56,6 +56,7 @@ def elastic(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
+    opened = session.bound(opened, atoms)
     atoms = crystals.crystal_of(
         atoms, "elastic constants", file, output, primitive=primitive, symprec=symprec
     )

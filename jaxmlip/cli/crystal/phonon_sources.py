@@ -1,17 +1,19 @@
 """Where `jaxmlip phonons` has its dynamical matrices from: a potential, or a file of phonopy's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from jaxmlip.cli import analysis, session
-from jaxmlip.cli.crystal.crystals import crystal_of
-from jaxmlip.cli.output import Output, task
+from jaxmlip.cli.crystal.crystals import crystal_of, for_elements
+from jaxmlip.cli.output import Output, note, task
+from jaxmlip.derivatives.response.images import point_charges
 from jaxmlip.errors import DataError, NumericalError
 
 STEEP = 1e-3  # eV/Å; forces on a crystal beyond which its phonons mean little
 SAME = 0.05  # Å, within which the atoms of a file are those of its force constants
+NEAR = 1e-4  # of the reciprocal cell; D of a model without long range changes little over it
 NAC_WIDTH = 12.0  # Å, of the supercell beyond which a model's dipoles are those of BORN
 
 
@@ -45,14 +47,20 @@ def from_model(
     fixed_cell,
     limits,
     method,
+    nac=True,
 ) -> Source:
-    """Relaxes the crystal; D(q) of the potential on its primitive cell."""
+    """Relaxes the crystal; D(q) of the potential on its primitive cell.
+
+    nac: with the non-analytic term of the model's own Born charges and dielectric tensor, where it
+    predicts dipoles and polarisabilities, `born` is None and D(q) does not have it yet.
+    """
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.interfaces.phonons.same_crystal import cell_in
+    from jaxmlip.interfaces.phonons.symmetry import symmetry
     from jaxmlip.vibrations.phonons.velocities import model_matrices
 
     read = session.read(file, model, output, frame=frame)
-    model = _for_elements(model, read.numbers)
+    model = session.bound(for_elements(model, read.numbers), read)
     atoms = crystal_of(read, "phonons", file, output, primitive=primitive, symprec=symprec)
     in_file = cell_in(atoms.cell, read.cell, size=len(read) // len(atoms))
     done = {"relaxed": relax, "relax_steps": 0}
@@ -65,8 +73,12 @@ def from_model(
     done |= _state(system, model, output)
     session.announce("phonons", model, len(atoms))
     polar, extra = _polar(born, atoms)
+    D = model_matrices(model.potential.apply, model.params, system, group=symmetry(atoms))
+    if born is None and nac:
+        polar, extra, told = _own_polar(system, model, atoms, D, output)
+        done |= told
     return Source(
-        D=model_matrices(model.potential.apply, model.params, system),
+        D=D,
         nonanalytic=extra,
         atoms=atoms,
         cheap=False,
@@ -74,19 +86,6 @@ def from_model(
         polar=polar,
         summary={"structure": file, **model.summary, **done},
     )
-
-
-def _for_elements(model, numbers):
-    """The same function of structures of these elements, faster."""
-    from jaxmlip import pretrained
-    from jaxmlip.models import checkpoint
-    from jaxmlip.system import cast
-
-    elements = sorted({int(z) for z in numbers})
-    if len(elements) == len(model.card["elements"]):
-        return model
-    potential, params, _ = checkpoint.load(pretrained.path_of(model.name), elements=elements)
-    return replace(model, potential=potential, params=cast(params, model.dtype))
 
 
 def _relaxed(atoms, model, *, fixed_cell, limits, method, symprec):
@@ -144,15 +143,82 @@ def _polar(born, atoms):
     if born is None:
         return None, None
     from jaxmlip.interfaces.phonons.phonopy_files import read_born
+
+    lattice, empty = _empty(atoms)
+    polar = read_born(born, empty)
+    return polar, _beyond(lattice, empty, polar)
+
+
+def _empty(atoms):
+    """The crystal, and it as force constants that are all zero."""
     from jaxmlip.vibrations.phonons.dispersion import crystal
     from jaxmlip.vibrations.phonons.interpolation import FourierSum, in_supercell
-    from jaxmlip.vibrations.phonons.nonanalytic import beyond_supercell, dipole_sum
 
     lattice, n = crystal(atoms), 3 * len(atoms)
     nothing = FourierSum(lattice=np.zeros((1, 3), int), blocks=np.zeros((1, n, n)))
-    empty = in_supercell(lattice, atoms.numbers, nothing, (1, 1, 1))
-    polar = read_born(born, empty)
-    return polar, beyond_supercell(dipole_sum(empty, polar), lattice, NAC_WIDTH)
+    return lattice, in_supercell(lattice, atoms.numbers, nothing, (1, 1, 1))
+
+
+def _beyond(lattice, empty, polar):
+    from jaxmlip.vibrations.phonons.nonanalytic import beyond_supercell, dipole_sum
+
+    return beyond_supercell(dipole_sum(empty, polar), lattice, NAC_WIDTH)
+
+
+def _own_polar(system, model, atoms, D, output):
+    """(Polar, the non-analytic part of D, what is told of both) of the model; None without one.
+
+    A model with electrostatics of its own has the term in its D(q) already: that is measured.
+    """
+    nothing = None, None, {"nonanalytic": None}
+    if not session.predicts(model.card, "polarizability"):
+        return nothing
+    from jaxmlip.interfaces.phonons.phonopy_files import Polar
+
+    charges, eps = _own_response(system, model)
+    if not (np.isfinite(charges).all() and np.isfinite(eps).all() and np.trace(eps) > 0):
+        raise NumericalError(
+            "a Born charge or the dielectric tensor of the model is not finite",
+            where="phonons",
+            code="JM303",
+            fix="--no-nac leaves the non-analytic term out",
+        )
+    lattice, empty = _empty(atoms)
+    polar = Polar(born_charges=charges, dielectric=eps)
+    told = {
+        "born_charges_e": charges,
+        "epsilon_infinity": eps,
+        "born_charge_sum_error_e": float(np.abs(charges.sum(0)).max()),
+    }
+    extra = _beyond(lattice, empty, polar)
+    if _has_jump(D, extra.nonanalytic):
+        return None, None, told | {"nonanalytic": "in the dynamical matrices of the model"}
+    note("longitudinal and transverse modes split by the model's own Born charges and eps_inf")
+    return polar, extra, told | {"nonanalytic": "model"}
+
+
+def _own_response(system, model):
+    import jax
+
+    from jaxmlip import derivatives
+
+    born = derivatives.born_charges(model.potential.apply)
+    eps = derivatives.dielectric(model.potential.apply)
+    with task("Born charges and the dielectric tensor"):
+        if point_charges(model.potential.apply, model.params, system):
+            charges, tensor = born(model.params, system), jax.jit(eps)(model.params, system)
+        else:
+            both = jax.jit(lambda params, system: (born(params, system), eps(params, system)))
+            charges, tensor = both(model.params, system)
+    return np.asarray(charges, np.float64), np.asarray(tensor[0], np.float64)
+
+
+def _has_jump(D, dipoles) -> bool:
+    """Whether D(q) next to Gamma is off from D(0) by most of what the dipoles would add there."""
+    q = NEAR * np.eye(3)[:1]
+    term = dipoles(np.zeros((1, 3)), q[0]) - dipoles(np.zeros((1, 3)))
+    jump = D(q) - D(np.zeros((1, 3)))
+    return float((term.conj() * jump).real.sum()) > 0.5 * float((np.abs(term) ** 2).sum()) > 0
 
 
 # --- a file of phonopy's -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jaxmlip.errors import UsageError
 
 OF_MODELS = (  # what force constants that are there leave nothing to decide
     *("fixed_cell", "fmax", "stress", "steps", "method", "primitive", "symprec"),
-    *("tolerance", "budget", "dtype"),
+    *("tolerance", "budget", "dtype", "nac"),
 )
 
 
@@ -49,6 +49,14 @@ def phonons(
     born: Annotated[
         Path | None, typer.Option(metavar="BORN", help="Born charges and dielectric tensor.")
     ] = None,
+    nac: Annotated[
+        bool,
+        typer.Option(
+            "--nac/--no-nac",
+            help="Split LO and TO by the model's own Born charges and dielectric tensor, if it "
+            "has them and there is no --born.",
+        ),
+    ] = True,
     relax: Annotated[
         bool, typer.Option("--relax/--no-relax", help="Relax cell and atoms first.")
     ] = True,
@@ -143,6 +151,7 @@ def phonons(
             fixed_cell=fixed_cell,
             limits={"fmax": fmax, "stress": stress, "steps": steps},
             method=method,
+            nac=nac,
         )
     found = _computed(
         source,
@@ -161,7 +170,7 @@ def _refuse_of_models(context, relax):
     given = lambda name: context.get_parameter_source(name).name == "COMMANDLINE"
     names = [name for name in OF_MODELS if given(name)] + ["relax"] * (given("relax") and relax)
     if names:
-        flags = {"primitive": "--primitive/--as-given"}
+        flags = {"primitive": "--primitive/--as-given", "nac": "--nac/--no-nac"}
         told = ", ".join(flags.get(n, "--" + n.replace("_", "-")) for n in names)
         raise UsageError(
             "force constants are used as they are, for the cell they were made for",

@@ -69,6 +69,7 @@ def qha(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
+    opened = session.bound(opened, atoms)
     atoms = crystal_of(
         atoms, "thermal expansions", file, output, primitive=primitive, symprec=symprec
     )

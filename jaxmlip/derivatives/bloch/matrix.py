@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxmlip.derivatives.bloch.wave import PART, SEND, Wave, door
@@ -92,6 +93,23 @@ def bloch_product(apply):
     return _response(apply, None)
 
 
+def bloch_columns(apply):
+    """(params, system, q [3], vectors [m, n_atoms, 3], real, count) -> D(q) u, [m, n_atoms, 3].
+
+    Of the first `count` vectors, one after the other; zero for the rest. One program for any count.
+    """
+
+    def columns(params, system, q, vectors, count):
+        def some(gradient, r, vectors):  # the compiler takes what does not change out of the loop
+            along = lambda v: jax.jvp(gradient, (r,), (v,))[1]
+            take = lambda i, out: out.at[i].set(along(vectors[i]))
+            return jax.lax.fori_loop(0, count, take, jnp.zeros_like(vectors))
+
+        return _along(apply, params, system, q, vectors, lambda still: some)
+
+    return columns
+
+
 def _matrix(apply, memory):
     """(params, system, q [3]) -> D(q), [3n, 3n] complex."""
     response = _response(apply, memory)
@@ -109,26 +127,34 @@ def _response(apply, memory):
     memory = chunk_memory() if memory is None else memory
 
     def response(params, system, q, vectors):
-        r = jnp.asarray(system.positions)
+        def chunks(still):
+            r = jnp.asarray(system.positions)
+            chunk = rows_at_once(still, r, memory / 2, len(vectors))  # a vector has two parts
+            linear = lambda gradient, r: jax.linearize(gradient, r)[1]
+            return lambda gradient, r, vectors: in_chunks(linear(gradient, r), vectors, chunk)
 
-        def gradient(r, marker):
-            wave = Wave(q=q, marker=marker)
-            return gradient_at(apply, params, replace(system, wave=wave))(r)
-
-        program = jax.make_jaxpr(gradient)(r, r[0, 0])
-        _check_doors(program.jaxpr)
-        still = lambda r: jaxpr_as_fun(program)(r, r[0, 0])
-        chunk = rows_at_once(still, r, memory / 2, len(vectors))  # a vector has two parts
-
-        def along(vectors):  # inside the vmap: what does not depend on them is not repeated
-            _, linear = jax.linearize(lambda r: gradient(r, r[0, 0]), r)
-            return in_chunks(linear, vectors, chunk)
-
-        parts = jnp.stack([vectors, jnp.zeros_like(vectors)])
-        real, imaginary = jax.vmap(along, axis_name=PART)(parts)
-        return real + 1j * imaginary
+        return _along(apply, params, system, q, vectors, chunks)
 
     return response
+
+
+def _along(apply, params, system, q, vectors, way):
+    """D(q) u of vectors; way(gradient without a wave) -> (gradient, r, vectors) -> slopes along."""
+    r = jnp.asarray(system.positions)
+
+    def gradient(r, marker):
+        wave = Wave(q=q, marker=marker)
+        return gradient_at(apply, params, replace(system, wave=wave))(r)
+
+    program = jax.make_jaxpr(gradient)(r, r[0, 0])
+    _check_doors(program.jaxpr)
+    mapped = way(lambda r: jaxpr_as_fun(program)(r, r[0, 0]))
+
+    # inside the vmap: what does not depend on the vectors is not repeated
+    along = lambda vectors: mapped(lambda r: gradient(r, r[0, 0]), r, vectors)
+    parts = jnp.stack([vectors, jnp.zeros_like(vectors)])
+    real, imaginary = jax.vmap(along, axis_name=PART)(parts)
+    return real + 1j * imaginary
 
 
 def _check_doors(jaxpr):
@@ -157,11 +183,12 @@ def _each(function):
     one = jax.jit(function)
 
     def every(params, system, q):
-        q = _checked(system, q)
+        q = checked(system, q)
         if _traced(params, system, q):
             return jax.lax.map(lambda q: one(params, system, q), q)
-        done = [one(params, system, x) for x in q]
-        return jax.tree.map(lambda *x: jnp.stack(x), *done)
+        done = [one(params, system, x) for x in np.asarray(q)]
+        # on the host: jnp would compile a stack for every number of q
+        return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *done)
 
     return every
 
@@ -170,7 +197,7 @@ def _traced(*arguments) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments))
 
 
-def _checked(system, q):
+def checked(system, q):
     where = "dynamical_matrix"
     if system.n_graphs != 1:
         raise UsageError(f"takes one structure, got a batch of {system.n_graphs}", where=where)

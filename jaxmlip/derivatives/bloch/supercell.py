@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.derivatives.bloch.matrix import _checked, bloch_product
+from jaxmlip.derivatives.bloch.matrix import bloch_product, checked
 from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
 from jaxmlip.errors import UsageError
 from jaxmlip.system import Edges, System, supercell
@@ -26,7 +26,7 @@ def dynamical_matrix_supercell(apply, repeats, **options):
     repeats = np.asarray(repeats, int)
 
     def matrices(params, system, q):
-        q = _checked(system, q)
+        q = checked(system, q)
         _check_commensurate(q, repeats)
         copies, n = _copies(repeats), system.n_atoms
         rows = jax.jit(hessian(apply, atoms=np.arange(n), **options))
@@ -45,7 +45,7 @@ def dynamical_matrix_unrolled(apply, hops: int, **options):
     """
 
     def matrices(params, system, q):
-        q = _checked(system, q)
+        q = checked(system, q)
         cluster, atom, cells = unrolled(system, 2 * hops)
         rows = jax.jit(hessian(apply, atoms=np.arange(system.n_atoms), **options))(params, cluster)
         return _fourier(rows, atom, cells, q)
@@ -64,7 +64,7 @@ def door_error(apply, *, seed: int = 0):
     def error(params, system):
         system = jax.tree.map(jnp.asarray, system)
         axis = int(np.abs(system.edges.shifts).reshape(-1, 3).sum(0).argmax())
-        q = _checked(system, np.eye(3)[axis : axis + 1] / 3)[0]
+        q = checked(system, np.eye(3)[axis : axis + 1] / 3)[0]
         vector = np.random.default_rng(seed).normal(size=system.positions.shape)
         vector = jnp.asarray(vector * np.asarray(system.atom_mask)[:, None], q.dtype)
         found = jax.jit(bloch_product(apply))(params, system, q, vector[None])[0]

@@ -21,8 +21,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxmlip.system import Array, Edges
 
 PART = "real and imaginary part"
-SEND, COLLECT, TOTAL = "send", "collect", "total"
-TRANSPOSED = {SEND: COLLECT, COLLECT: SEND, TOTAL: TOTAL}
+SEND, COLLECT, TOTAL, SEEN, SEEN_BACK = "send", "collect", "total", "seen", "seen back"
+TRANSPOSED = {SEND: COLLECT, COLLECT: SEND, TOTAL: TOTAL, SEEN: SEEN_BACK, SEEN_BACK: SEEN}
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +51,11 @@ class Wave:
         none = jnp.zeros((), int)
         return door.bind(total, none, share, share, self.marker, kind=TOTAL, n_atoms=0)
 
+    def seen(self, x, *, turned: bool = False):
+        """Zero, with the derivative of x (or i times that) along the wave, and no other."""
+        cos, sin = (jnp.asarray(v, x.dtype) for v in ((0, 1) if turned else (1, 0)))
+        return door.bind(x, jnp.zeros((), int), cos, sin, self.marker, kind=SEEN, n_atoms=0)
+
 
 # --- the operation of all doors: (x, senders, cos, sin, marker) -> values, linear in x -----------
 
@@ -62,13 +67,15 @@ def _plain(x, senders, *_, kind, n_atoms):
         return x[senders]
     if kind == COLLECT:
         return jnp.zeros((n_atoms, *x.shape[senders.ndim :]), x.dtype).at[senders].add(x)
-    return x
+    return x if kind == TOTAL else jnp.zeros_like(x)
 
 
 def _turned(x, senders, cos, sin, _, *, kind, n_atoms):
     """`_plain` of a tangent along the wave; what is collected goes back against the phase."""
     if kind == TOTAL:
         return x * cos
+    if kind in (SEEN, SEEN_BACK):
+        return _turn(x, cos, sin if kind == SEEN else -sin)
     if kind == COLLECT:
         x = _turn(x, cos, -sin)
     x = _plain(x, senders, kind=kind, n_atoms=n_atoms)
@@ -116,7 +123,7 @@ def _batch(arguments, axes, *, kind, n_atoms):
         jnp.broadcast_to(a, (size, *a.shape)) if i is None else jnp.moveaxis(a, i, 0)
     )
     x, senders, cos, sin, marker = (first(a, i) for a, i in zip(arguments, axes, strict=True))
-    if kind == TOTAL:
+    if kind not in (SEND, COLLECT):
         cos, sin = (p.reshape(size, *[1] * (x.ndim - 1)) for p in (cos, sin))
         return door.bind(x, senders[0], cos, sin, marker[0], kind=kind, n_atoms=n), 0
     n = n if kind == COLLECT else x.shape[1]

@@ -35,6 +35,11 @@ class Symmetry:
         return len(self.rotations)
 
     @property
+    def inverses(self) -> np.ndarray:
+        """[n_ops, 3, 3] int, of the rotations."""
+        return np.rint(np.linalg.inv(self.rotations)).astype(int)
+
+    @property
     def irreducible(self) -> np.ndarray:
         """One atom, the first, of each set of equivalent atoms."""
         return np.unique(self.equivalent)

@@ -188,9 +188,9 @@ def lanczos_spectrum(
 ) -> Callable:
     """(params, system, masses) -> `Spectrum` at Γ of a cell too large for its Hessian.
 
-    n_probes x n_steps Hessian-vector products (`derivatives.lanczos`); heat capacities then have an
-    error bar. Imaginary modes are a fraction of the weight, an estimate of their number. memory:
-    bytes that the probes of one chunk may use.
+    n_probes x n_steps Hessian-vector products (`derivatives.second.lanczos`); heat capacities then
+    have an error bar. Imaginary modes are a fraction of the weight, an estimate of their number.
+    memory: bytes that the probes of one chunk may use.
     """
     import jax
 

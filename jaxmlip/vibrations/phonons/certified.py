@@ -13,10 +13,18 @@ import numpy as np
 
 from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.vibrations.phonons.dispersion import Crystal, frequencies_THz
-from jaxmlip.vibrations.phonons.grids import different, key, q_grid, star, star_matrices
+from jaxmlip.vibrations.phonons.grids import (
+    different,
+    first_of_each,
+    keys,
+    q_grid,
+    star,
+    star_matrices,
+)
 from jaxmlip.vibrations.phonons.interpolation import (
     MANY,
     FourierSum,
+    best_prior,
     from_grid,
     from_points,
     least_certain,
@@ -67,14 +75,15 @@ def remembered(D: Callable) -> tuple[Callable, dict]:
 
     def matrices(q):
         q = np.asarray(q, np.float64).reshape(-1, 3)
-        keys, signs = zip(*map(key, q), strict=True)
-        new = [i for i, k in enumerate(keys) if k not in table and k not in keys[:i]]
+        names, own = keys(q)
+        new = [i for i in first_of_each(names) if names[i] not in table]
         if new:
             found = np.asarray(D(q[new]), np.complex128)
             table.update(
-                (keys[i], m if signs[i] else m.conj()) for i, m in zip(new, found, strict=True)
+                (names[i], m if own[i] else m.conj()) for i, m in zip(new, found, strict=True)
             )
-        return np.stack([table[k] if s else table[k].conj() for k, s in zip(keys, signs)])  # noqa: B905
+        out = np.stack([table[name] for name in names])
+        return np.where(own[:, None, None], out, out.conj())
 
     return Matrices(values=matrices, slopes=lambda q, cell: slopes(D, q, cell)), table
 
@@ -143,7 +152,7 @@ def _check_budget(grid, n_checks, budget):
 
 
 def _unknown(table, q):
-    return len({key(point)[0] for point in q} - set(table))
+    return len(set(keys(q)[0]) - set(table))
 
 
 def _shape(crystal, width):
@@ -210,7 +219,7 @@ def certified_points(
     known, history = priors[len(priors) // 2], []
     D_now = from_points(known, q, data) if guess is None else guess
     while True:
-        room = min(max(4, len(table) // 2), budget - len(table))
+        room = min(max(6, len(table) // 3), budget - len(table))
         unseen = targets[~_among(targets, q)]
         if D_now is guess:
             chosen = _farthest(crystal, q, unseen, room)
@@ -225,13 +234,13 @@ def certified_points(
         if report is not None:
             report(len(table), error, None)
         passed = SAFETY * error <= tolerance
-        if D_now is guess and not passed and len(q) > MANY // 2:
+        if D_now is guess and not passed and 4 * len(q) > MANY:
             q, data = _with_stars(crystal, np.zeros((1, 3)), exact)  # too many to fit at ease
         if len(new) and not (passed and D_now is guess):
             new_q, new_data = _with_stars(crystal, new, exact)
             if not passed:  # what has passed is only refined
-                known = min(priors, key=lambda p: _misfit(p, q, data, new_q, new_data))
-            q, data = _once(np.concatenate([q, new_q]), np.concatenate([data, new_data]))
+                known = best_prior(priors, q, data, new_q, new_data)
+            q, data = np.concatenate([q, new_q]), np.concatenate([data, new_data])
             D_now = from_points(known, q, data)
         if passed or len(table) >= budget or not len(new):
             return Certified(
@@ -248,7 +257,7 @@ def certified_points(
 def _farthest(crystal, q, candidates, count):
     """Indices of the candidates that are farthest from q and from one another."""
     apart = lambda points: _distances(crystal, candidates, points).min(1)
-    nearest, chosen = apart(q), []
+    nearest, chosen = apart(np.concatenate([q, -q])), []
     for _ in range(min(count, len(candidates))):
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, apart(star(crystal, candidates[chosen[-1]])))
@@ -268,24 +277,14 @@ def _begin(first):
 
 def _among(q, known):
     """[n_q] whether each point, up to reciprocal vectors and its sign, is among the known ones."""
-    keys = {key(point)[0] for point in known}
-    return np.array([key(point)[0] in keys for point in q], bool)
+    known = set(keys(known)[0])
+    return np.array([name in known for name in keys(q)[0]], bool)
 
 
 def _with_stars(crystal, q, exact):
     q = different(crystal, q)
     stars = [star_matrices(crystal, p, m) for p, m in zip(q, exact(q), strict=True)]
     return np.concatenate([s for s, _ in stars]), np.concatenate([m for _, m in stars])
-
-
-def _once(q, data):
-    keys = np.rint(np.round(q % 1, 8) * 10**8).astype(int) % 10**8
-    first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
-    return q[first], data[first]
-
-
-def _misfit(known, q, data, new_q, new_data):
-    return float(np.linalg.norm(from_points(known, q, data)(new_q) - new_data))
 
 
 def _steepness(D, crystal, q, nonanalytic):

@@ -12,6 +12,8 @@ import numpy as np
 from jaxmlip.errors import UsageError
 from jaxmlip.vibrations.phonons.dispersion import Crystal
 
+ROOM = 2**21  # complex numbers that are turned at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -60,7 +62,7 @@ def q_grid(crystal: Crystal, shape) -> Grid:
 
 def _images(crystal, shape, points):
     """([2 n_kept, n_points] indices of the images, each followed by its negative; operations)."""
-    inverse = np.linalg.inv(crystal.group.rotations).swapaxes(1, 2)  # q' = W^-T q
+    inverse = crystal.group.inverses.swapaxes(1, 2)  # q' = W^-T q
     on_grid = shape[:, None] * inverse / shape[None, :]
     kept = np.flatnonzero(np.abs(on_grid - np.rint(on_grid)).max((1, 2)) < 1e-6)
     whole = np.rint(on_grid[kept]).astype(int)
@@ -79,71 +81,89 @@ def _centred(q):
 
 def unfolded(crystal: Crystal, grid: Grid, matrices) -> np.ndarray:
     """D on every point of the grid [n_points, 3n, 3n] from D on its irreducible points."""
-    points = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).reshape(-1, 3)
-    out = np.empty((len(points), *np.shape(matrices)[1:]), np.complex128)
-    # time reversal: D(q') of a point q' = -S q is the conjugate of D(S q)
-    for operation in np.unique(grid.operation):
-        for reverse in (False, True):
-            here = np.flatnonzero((grid.operation == operation) & (grid.reversed == reverse))
-            if len(here):
-                start = grid.q[grid.source[here]]
-                turned = rotated(crystal, operation, start, matrices[grid.source[here]])
-                out[here] = turned.conj() if reverse else turned
+    matrices = np.asarray(matrices)
+    out = np.empty((len(grid.source), *matrices.shape[1:]), np.complex128)
+    step = max(1, ROOM // matrices[0].size)
+    for start in range(0, len(out), step):
+        here = slice(start, start + step)
+        source = grid.source[here]
+        turned = rotated(crystal, grid.operation[here], grid.q[source], matrices[source])
+        # time reversal: D(q') of a point q' = -S q is the conjugate of D(S q)
+        out[here] = np.where(grid.reversed[here, None, None], turned.conj(), turned)
     return out
 
 
-def rotated(crystal: Crystal, operation: int, q, matrices) -> np.ndarray:
-    """D(W^-T q) [n, 3n, 3n] from D(q) [n, 3n, 3n]."""
-    group, n = crystal.group, crystal.n_atoms
-    image, turn = group.permutations[operation], group.cartesian[operation]
-    after = q @ np.linalg.inv(group.rotations[operation])  # W^-T q, as rows
-    phase = np.exp(2j * np.pi * (after @ group.shifts[operation].T))  # [n, atoms]
+def rotated(crystal: Crystal, operations, q, matrices) -> np.ndarray:
+    """D(W^-T q) [n, 3n, 3n] from D(q) [n, 3n, 3n]; one operation for all q or one for each [n]."""
+    group, n, count = crystal.group, crystal.n_atoms, len(q)
+    operations = np.broadcast_to(operations, count)
+    image, turn = group.permutations[operations], group.cartesian[operations]
+    after = np.einsum("ki,kij->kj", q, group.inverses[operations])  # W^-T q, as rows
+    phase = np.exp(2j * np.pi * np.einsum("kj,kaj->ka", after, group.shifts[operations]))
     blocks = np.asarray(matrices).reshape(-1, n, 3, n, 3)
-    blocks = np.einsum("ij,qajbk,lk->qaibl", turn, blocks, turn, optimize=True)
-    blocks *= phase.conj()[:, :, None, None, None] * phase[:, None, None, :, None]
+    blocks = np.einsum("kij,kajbl->kaibl", turn, blocks)
+    blocks = np.einsum("kml,kaibl->kabim", turn, blocks)
+    blocks *= (phase.conj()[:, :, None] * phase[:, None])[..., None, None]
     out = np.empty_like(blocks)
-    out[:, image[:, None], :, image[None, :]] = blocks.transpose(1, 3, 0, 2, 4)
-    return out.reshape(-1, 3 * n, 3 * n)
+    out[np.arange(count)[:, None, None], image[:, :, None], image[:, None]] = blocks
+    return out.swapaxes(2, 3).reshape(-1, 3 * n, 3 * n)
 
 
 def star(crystal: Crystal, q) -> np.ndarray:
     """[n, 3] the different images of q [3] under the operations and time reversal, q first."""
-    images = np.asarray(q) @ np.linalg.inv(crystal.group.rotations)
-    images = np.stack([images, -images], 1).reshape(-1, 3)
-    keys = np.rint(_centred(np.round(images, 9)) * 1e8).astype(int)
-    _, first = np.unique(keys, axis=0, return_index=True)
-    return images[np.sort(first)]
+    images = _images_of(crystal, np.asarray(q)[None])[0]
+    return images[first_of_each(map(tuple, _whole(images).tolist()))]
 
 
 def star_matrices(crystal: Crystal, q, matrix) -> tuple[np.ndarray, np.ndarray]:
-    """(star of q [n, 3], D at each [n, 3n, 3n]) from D(q)."""
-    images = np.asarray(q) @ np.linalg.inv(crystal.group.rotations)
-    both = np.stack([images, -images], 1).reshape(-1, 3)
-    keys = np.rint(_centred(np.round(both, 9)) * 1e8).astype(int)
-    first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
-    out = []
-    for i in first:
-        turned = rotated(crystal, i // 2, np.asarray(q)[None], matrix[None])[0]
-        out.append(turned.conj() if i % 2 else turned)
-    return both[first], np.stack(out)
+    """(star of q, one of each sign [n, 3]; D at each [n, 3n, 3n]) from D(q)."""
+    images = _images_of(crystal, np.asarray(q)[None])[0]
+    first = first_of_each(keys(images)[0])
+    start = (np.broadcast_to(x, (len(first), *np.shape(x))) for x in (q, matrix))
+    turned = rotated(crystal, first // 2, *start)
+    return images[first], np.where(first[:, None, None] % 2, turned.conj(), turned)
+
+
+def _images_of(crystal, q):
+    """[n_q, 2 n_ops, 3] images of q [n_q, 3] under each operation, followed by their negatives."""
+    turned = np.einsum("qi,oij->qoj", q, crystal.group.inverses)
+    return np.stack([turned, -turned], 2).reshape(len(q), 2 * crystal.group.n_ops, 3)
 
 
 # --- which points are the same -------------------------------------------------------------------
 
+UNIT = 10**8  # points are the same if their fractions, rounded to 1 / UNIT, are
 
-def key(q) -> tuple[tuple, bool]:
-    """((i, j, k), whether they are of q): the same for q, -q and q plus a reciprocal vector."""
-    unit = 10**8
-    plus = tuple(np.rint(q * unit).astype(int) % unit)
-    minus = tuple(-np.rint(q * unit).astype(int) % unit)
-    return min(plus, minus), plus <= minus
+
+def keys(q) -> tuple[list, np.ndarray]:
+    """([n] names (i, j, k), one for q, -q and q plus a lattice vector; [n] if it is that of q)."""
+    plus = _whole(np.reshape(q, (-1, 3)))
+    minus = -plus % UNIT
+    axis = (plus != minus).argmax(1)[:, None]  # the first on which they differ
+    own = (np.take_along_axis(plus, axis, 1) <= np.take_along_axis(minus, axis, 1))[:, 0]
+    return [tuple(k) for k in np.where(own[:, None], plus, minus).tolist()], own
+
+
+def _whole(q):
+    """q in whole 1 / UNIT, within the reciprocal cell; rounded twice, so that noise ties alike."""
+    return np.rint(np.round(q, 9) * UNIT).astype(int) % UNIT
+
+
+def first_of_each(names) -> np.ndarray:
+    """Indices of the names that differ from all before them."""
+    seen = {}
+    for i, name in enumerate(names):
+        seen.setdefault(name, i)
+    return np.fromiter(seen.values(), int, len(seen))
 
 
 def different(crystal: Crystal, q) -> np.ndarray:
     """The points of q [n, 3] of which none is the image of one before it."""
-    kept, seen = [], set()
-    for point in q:
-        if key(point)[0] not in seen:
-            kept.append(point)
-            seen |= {key(image)[0] for image in star(crystal, point)}
-    return np.reshape(kept, (-1, 3))
+    q = np.reshape(q, (-1, 3))
+    own, images = keys(q)[0], keys(_images_of(crystal, q))[0]
+    kept, seen, many = [], set(), 2 * crystal.group.n_ops
+    for i, name in enumerate(own):
+        if name not in seen:
+            kept.append(i)
+            seen.update(images[i * many : (i + 1) * many])
+    return q[kept]

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmlip import units
 from jaxmlip.vibrations.phonons.dispersion import mass_weighted, modes
+from jaxmlip.vibrations.phonons.velocities import mode_slopes
 
 
 def mode_gruneisen(matrices, larger, smaller, masses, volumes, *, tolerance: float = 1e-4):
@@ -22,13 +23,9 @@ def mode_gruneisen(matrices, larger, smaller, masses, volumes, *, tolerance: flo
     slope = mass_weighted(np.asarray(larger) - np.asarray(smaller), masses)
     slope *= volumes[0] / (volumes[1] - volumes[2])
     frequencies, vectors = modes(matrices, masses)
-    first = np.empty_like(frequencies)
-    for at, (levels, columns) in enumerate(zip(frequencies, vectors, strict=True)):
-        for space in np.split(
-            np.arange(len(levels)), np.flatnonzero(np.diff(levels) > tolerance) + 1
-        ):
-            inside = columns[:, space].conj().T @ slope[at] @ columns[:, space]
-            first[at, space] = np.linalg.eigvalsh(inside)
+    first = mode_slopes(slope[:, None], frequencies, vectors, along=[1], tolerance=tolerance)[
+        ..., 0
+    ]
     square = np.sign(frequencies) * (frequencies * units.THz / units.hbar) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(square == 0, np.nan, -first / (2 * square)), frequencies

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmlip.interfaces.phonons.phonopy_files import ForceConstants
 from jaxmlip.vibrations.phonons.dispersion import Crystal
-from jaxmlip.vibrations.phonons.grids import Grid, unfolded
+from jaxmlip.vibrations.phonons.grids import Grid, first_of_each, keys, unfolded
 
 ROOM = 2**25  # complex numbers that one table of phases may hold
 
@@ -38,10 +38,19 @@ class FourierSum:
         flat = blocks.reshape(len(blocks), -1)
         step = max(1, ROOM // max(len(self.lattice), size**2))
         parts = [
-            np.exp(2j * np.pi * (part @ self.lattice.T)) @ flat
-            for part in np.split(q, range(step, len(q), step))
+            phases(part, self.lattice) @ flat for part in np.split(q, range(step, len(q), step))
         ]
         return np.concatenate(parts).reshape(-1, size, size)
+
+
+def phases(q, lattice) -> np.ndarray:
+    """exp(2 pi i q.R) [n_q, n_R] for integer R: products of powers, few exponentials."""
+    out = 1
+    for x, steps in zip(np.transpose(q), lattice.T, strict=True):
+        most = np.abs(steps).max(initial=0)
+        powers = np.exp(2j * np.pi * np.outer(np.arange(-most, most + 1), x))
+        out = out * powers[steps + most]
+    return out.T
 
 
 # --- from a regular grid -------------------------------------------------------------------------
@@ -149,7 +158,7 @@ class Prior:
     pairs: np.ndarray  # [n, n] which kind of pair two atoms are
 
 
-NOISE = 1e-13  # of the largest variance: what rounding leaves of D
+NOISE = 1e-13  # of the variance of D: what rounding leaves of it
 MANY = 600  # lattice vectors: more than there will be points to fit
 
 
@@ -179,40 +188,88 @@ def prior(crystal: Crystal, *, length: float, power: int) -> Prior:
 def from_points(known: Prior, q, matrices) -> FourierSum:
     """The force constants of least norm that give D [n_q, 3n, 3n] at q [n_q, 3].
 
-    q must hold every point together with its images under symmetry, so that the sum has the
-    symmetry of the crystal.
+    q must hold every point together with its images under symmetry (one of each sign is enough),
+    so that the sum has the symmetry of the crystal.
     """
-    n = len(known.pairs)
-    q, data = _one_of_each_sign(q, np.asarray(matrices))
-    data = data.reshape(len(q), n, 3, n, 3)
-    parts = np.concatenate([data.real, data.imag])
-    angle = 2 * np.pi * (q @ known.lattice.T)
-    waves = np.concatenate([np.cos(angle), np.sin(angle)])  # real: force constants are
+    first = _one_of_each_sign(q)
+    q, data, n = q[first], np.asarray(matrices)[first], len(known.pairs)
+    data = (data + data.conj().swapaxes(1, 2)) / 2  # else rounding grows between the points
+    waves, mirror = _waves(known, q), _mirror(known.lattice)
     blocks = np.zeros((len(known.lattice), n, 3, n, 3))
-    for kind, variance in enumerate(known.variance):
-        a, b = np.nonzero(known.pairs == kind)
-        right = parts[:, a, :, b].transpose(1, 0, 2, 3).reshape(len(parts), -1)
-        dual = _solve((waves * variance) @ waves.T, right)
-        found = variance[:, None] * (waves.T @ dual)
-        blocks[:, a, :, b] = found.reshape(-1, len(a), 3, 3).transpose(1, 0, 2, 3)
+    for variance, a, b, dual in _duals(known, waves, data):
+        found = (variance[:, None] * (waves.T @ dual)).reshape(len(blocks), -1, 3, 3)
+        blocks[:, b, :, a] = found[mirror].transpose(1, 0, 3, 2)
+        blocks[:, a, :, b] = found.swapaxes(0, 1)
+    blocks = blocks.reshape(-1, 3 * n, 3 * n)
     home = np.flatnonzero(~known.lattice.any(1))[0]
     for i in np.flatnonzero(np.abs(q - np.rint(q)).max(1) < 1e-9)[:1]:  # soft modes start there
         blocks[home] += data[i].real - blocks.sum(0)
-    return FourierSum(lattice=known.lattice, blocks=blocks.reshape(-1, 3 * n, 3 * n))
+    return FourierSum(lattice=known.lattice, blocks=blocks)
 
 
-def _one_of_each_sign(q, matrices):
-    """Of q and -q, up to reciprocal vectors, the first; the other says the same."""
-    unit = 10**8
-    plus, minus = (np.rint(np.round(x % 1, 9) * unit).astype(int) % unit for x in (q, -q))
-    order = np.array([min(tuple(p), tuple(m)) for p, m in zip(plus, minus, strict=True)])
-    first = np.sort(np.unique(order, axis=0, return_index=True)[1])
-    return q[first], matrices[first]
+def best_prior(priors, q, matrices, new_q, new_matrices) -> Prior:
+    """The one from which D at q tells most of D at new_q; q as for `from_points`, none in both."""
+    waves, new = _waves(priors[0], q), _waves(priors[0], new_q)
+    right = _parts(priors[0], new_matrices)
+
+    def misfit(known):
+        duals = _duals(known, waves, matrices)
+        return sum(
+            np.square(
+                (new * variance) @ (waves.T @ dual) - right[:, a, b].reshape(len(new), -1)
+            ).sum()
+            for variance, a, b, dual in duals
+        )
+
+    return min(priors, key=misfit)
 
 
-def _solve(kernel, right):
-    n = len(kernel)
-    return np.linalg.solve(kernel + NOISE * np.trace(kernel) / n * np.eye(n), right)
+def _one_of_each_sign(q):
+    """Indices; the other says the same."""
+    return first_of_each(keys(q)[0])
+
+
+def _waves(known, q):
+    """[2 n_q, n_R] real, as force constants are: the waves' cosines, then their sines."""
+    waves = phases(q, known.lattice)
+    return np.concatenate([waves.real, waves.imag])
+
+
+def _parts(known, matrices):
+    """[2 n_q, n, n, 3, 3] real parts, then imaginary ones, by pairs of atoms."""
+    n = len(known.pairs)
+    blocks = np.reshape(matrices, (len(matrices), n, 3, n, 3)).swapaxes(2, 3)
+    return np.concatenate([blocks.real, blocks.imag])
+
+
+def _mirror(lattice):
+    """[n_R] where -R stands."""
+    where = {tuple(r): i for i, r in enumerate(lattice.tolist())}
+    return np.array([where[tuple(r)] for r in (-lattice).tolist()])
+
+
+def _duals(known, waves, matrices):
+    """(variance [n_R], atoms a, atoms b, multipliers [2 n_q, n_pairs 9]) of each kind of pair.
+
+    One of (a, b) and (b, a), which is its mirror image. Those of an atom and its own images are
+    their own: cosines and sines have nothing in common.
+    """
+    parts, half = _parts(known, matrices), len(waves) // 2
+    for kind, variance in enumerate(known.variance):
+        a, b = np.nonzero(known.pairs == kind)
+        other = known.pairs[b[0], a[0]]
+        if other < kind:
+            continue
+        right = parts[:, a, b].reshape(len(parts), -1)
+        scaled = waves * np.sqrt(variance)
+        sets = (slice(half), slice(half, None)) if other == kind else (slice(None),)
+        noise = NOISE * variance.sum() / 2
+        dual = [_solve(scaled[rows] @ scaled[rows].T, right[rows], noise) for rows in sets]
+        yield variance, a, b, np.concatenate(dual)
+
+
+def _solve(kernel, right, noise):
+    return np.linalg.solve(kernel + noise * np.eye(len(kernel)), right)
 
 
 def least_certain(known: Prior, q, candidates, count: int, *, star, weights=1.0):
@@ -221,20 +278,28 @@ def least_certain(known: Prior, q, candidates, count: int, *, star, weights=1.0)
     The largest variance that is left goes first, times `weights` [n_c]; star: q [3] -> [n, 3], the
     points that are known as soon as q is.
     """
-    root = np.sqrt(known.variance.mean(0))
-    row = lambda q: np.exp(2j * np.pi * (q @ known.lattice.T)) * root
-    basis, chosen = np.linalg.qr(row(q).conj().T)[0], []
-    rest = _without(row(candidates), basis)
+    root = np.sqrt(known.variance.mean(0))  # even in R: cosines and sines do not mix
+    rows = lambda q: np.split(_waves(known, q) * root, 2)
+    once = lambda q: rows(q[_one_of_each_sign(q)])
+    bases, chosen = [_span(r) for r in once(q)], []
+    rest = [_without(r, b) for r, b in zip(rows(candidates), bases, strict=True)]
     for _ in range(min(count, len(candidates))):
-        left = (np.abs(rest) ** 2).sum(1) * weights
+        left = sum((r**2).sum(1) for r in rest) * weights
         left[chosen] = -1
         chosen.append(int(left.argmax()))
-        new = _without(row(star(candidates[chosen[-1]])), basis)
-        basis = np.concatenate([basis, np.linalg.qr(new.conj().T)[0]], 1)
-        rest = _without(rest, basis)
+        images = once(star(candidates[chosen[-1]]))
+        new = [_span(_without(r, b)) for r, b in zip(images, bases, strict=True)]
+        bases = [np.concatenate(pair, 1) for pair in zip(bases, new, strict=True)]
+        rest = [_without(r, b) for r, b in zip(rest, new, strict=True)]
     return np.array(chosen, int)
+
+
+def _span(rows):
+    """Orthonormal columns that span the rows; rows of nothing (sines at q = -q) are left out."""
+    length = np.linalg.norm(rows, axis=1)
+    return np.linalg.qr(rows[length > 1e-10].T)[0]
 
 
 def _without(rows, basis):
     """Rows with their part along the columns of `basis` taken away."""
-    return rows - (rows @ basis) @ basis.conj().T
+    return rows - (rows @ basis) @ basis.T

@@ -7,6 +7,8 @@ import numpy as np
 
 from jaxmlip import units
 from jaxmlip.derivatives.bloch.matrix import dynamical_matrix, dynamical_matrix_slopes
+from jaxmlip.interfaces.phonons.symmetry import Symmetry
+from jaxmlip.vibrations.phonons.reduced import symmetric_matrices
 
 KM_PER_S = 0.1  # of 1 Å THz
 SLOWEST = 1e-3  # THz; below it a frequency has no usable slope
@@ -28,11 +30,17 @@ class Matrices:
         return self.slopes(q, cell)
 
 
-def model_matrices(apply, params, system) -> Matrices:
-    """D(q) of a potential, exact as its slopes are; each is compiled when it is first asked for."""
+def model_matrices(apply, params, system, *, group: Symmetry | None = None) -> Matrices:
+    """D(q) of a potential, exact as its slopes are; each is compiled when it is first asked for.
+
+    group: of the crystal; then only the columns that symmetry leaves at q are computed.
+    """
     matrix, slope = dynamical_matrix(apply), dynamical_matrix_slopes(apply)
+    values = lambda q: np.asarray(matrix(params, system, np.asarray(q)))
+    if group is not None and group.n_ops > 1:
+        values = symmetric_matrices(apply, params, system, group)
     return Matrices(
-        values=lambda q: np.asarray(matrix(params, system, np.asarray(q))),
+        values=values,
         slopes=lambda q, cell: np.asarray(slope(params, system, np.asarray(q))[1]),
     )
 
@@ -59,22 +67,28 @@ def group_velocities(slope, frequencies, vectors, masses) -> np.ndarray:
     separates. Zero below `SLOWEST` THz: at Gamma acoustic branches have a kink.
     """
     root = np.repeat(np.sqrt(np.asarray(masses)), 3)
-    out = np.zeros((*np.shape(frequencies), 3))
-    direction = np.array([1, 2, 3]) / np.sqrt(14)
-    for i, (change, f, e) in enumerate(zip(slope, frequencies, vectors, strict=True)):
-        change = change / np.outer(root, root)
-        for same in _equal(f):
-            part = e[:, same]
-            matrices = part.conj().T @ change @ part  # [3, n, n]
-            turn = np.linalg.eigh(np.tensordot(direction, matrices, 1))[1]
-            matrices = turn.conj().T @ matrices @ turn
-            out[i, same] = np.einsum("cmm->mc", matrices).real
+    out = mode_slopes(slope / np.outer(root, root), frequencies, vectors, along=[1, 2, 3])
     scale = (units.hbar / units.THz) ** 2 * KM_PER_S / 2
     usable = np.abs(frequencies) > SLOWEST
     return out * (scale * usable / np.where(usable, np.abs(frequencies), 1))[..., None]
 
 
-def _equal(frequencies, tolerance: float = 1e-4):
+def mode_slopes(changes, frequencies, vectors, *, along, tolerance: float = 1e-4) -> np.ndarray:
+    """Slopes of eigenvalues [n_q, 3n, m] under changes [n_q, m, 3n, 3n] of mass-weighted D.
+
+    Modes closer than `tolerance` THz are first turned into those that the change
+    `along` [m] . changes separates, so that they do not depend on the eigensolver.
+    """
+    out = np.zeros((*np.shape(frequencies), len(along)))
+    for i, (change, levels, columns) in enumerate(zip(changes, frequencies, vectors, strict=True)):
+        for same in _equal(levels, tolerance):
+            inside = columns[:, same].conj().T @ change @ columns[:, same]  # [m, n, n]
+            turn = np.linalg.eigh(np.tensordot(along, inside, 1))[1]
+            out[i, same] = np.einsum("cmm->mc", turn.conj().T @ inside @ turn).real
+    return out
+
+
+def _equal(frequencies, tolerance):
     """Indices of modes in sets of equal frequency (THz)."""
     return np.split(
         np.arange(len(frequencies)), np.flatnonzero(np.diff(frequencies) > tolerance) + 1

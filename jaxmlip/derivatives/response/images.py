@@ -1,0 +1,93 @@
+"""Does the dipole of a cell depend on which images of its atoms it is summed over?
+
+An atom may be listed at any of its images: energies do not change, nor do dipoles that are sums
+over atoms or bonds. A sum of charges times positions does, by q times a lattice vector; where q
+depends on positions, so do its derivatives. All functions here are pure and cheap: no derivative
+of the model but -dE/dfield, which for a dipole is its own forward pass.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.system import System, sum_atoms
+
+SHAKE = 0.05  # Å; charges that are zero by symmetry must not be taken for none
+
+
+def is_traced(tree) -> bool:
+    """Whether there are values of a pytree of which nothing is known."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def point_charges(apply, params, system) -> bool:
+    """Whether `apply` predicts charges at all."""
+    return "charges" in jax.eval_shape(apply, params, system)
+
+
+def other_images(system: System) -> tuple[System, jax.Array]:
+    """The same structure with its atoms at other images, and how far each went, [n_atoms, 3] Å."""
+    whole = np.random.default_rng(0).integers(-2, 3, (system.n_atoms, 3))
+    whole = jnp.where(jnp.asarray(system.pbc)[system.graph], whole, 0)
+    cell = jnp.asarray(system.cell)
+    moves = jnp.einsum("na,nab->nb", whole.astype(cell.dtype), cell[system.graph])
+    edges = system.edges
+    if edges is not None:
+        receivers = edges.receivers
+        if receivers is None:
+            receivers = jnp.arange(system.n_atoms)[:, None]
+        shifts = edges.shifts + (whole[edges.senders] - whole[receivers]).astype(edges.shifts.dtype)
+        edges = replace(edges, shifts=jnp.where(edges.mask[..., None], shifts, edges.shifts))
+    return replace(system, positions=jnp.asarray(system.positions) + moves, edges=edges), moves
+
+
+def shaken(system: System) -> System:
+    """The structure with its atoms moved by random `SHAKE` Å, its edges kept."""
+    noise = SHAKE * np.random.default_rng(1).normal(size=(system.n_atoms, 3))
+    r = jnp.asarray(system.positions)
+    return replace(system, positions=r + jnp.asarray(noise, r.dtype))
+
+
+def image_dependence(apply):
+    """(params, system) -> change of the dipole when its atoms are listed at other images.
+
+    [n_graphs, 3], e Å. Zero: the dipole is a sum over atoms or bonds, and every derivative of the
+    energy in a field is that of a crystal, forces and stress in a finite field among them. Else it
+    holds point charges, as `sum_atoms(system, charges * moves)` does: only if those are constants
+    are such derivatives right as they are. Open axes have no images.
+    """
+
+    def change(params, system):
+        return _change(apply, params, system)[0]
+
+    return change
+
+
+def share_of_charges(apply, params, system):
+    """How much of the dipole is sum of charges x positions, [n_graphs]: 0, 1, or NaN (neither)."""
+    change, expected, size = _change(apply, params, shaken(system))
+    tolerance = 1e3 * jnp.finfo(change.dtype).eps * size
+    none = jnp.abs(change).max(-1) <= tolerance
+    all_of_it = jnp.abs(change - expected).max(-1) <= tolerance
+    return jnp.where(none, 0.0, jnp.where(all_of_it, 1.0, jnp.nan))
+
+
+def _change(apply, params, system):
+    """(change of the dipole, that of the predicted charges, size of the summands)."""
+    moved, moves = other_images(system)
+
+    def both(system):
+        def energy(field):
+            out = apply(params, replace(system, field=field))
+            return out["energy"].sum(), out.get("charges")
+
+        gradient, charges = jax.grad(energy, has_aux=True)(jnp.asarray(system.field))
+        return -gradient, charges
+
+    (before, charges), (after, _) = both(system), both(moved)
+    charges = jnp.zeros_like(moves[:, 0]) if charges is None else charges
+    size = jnp.linalg.norm(jnp.asarray(moved.positions), axis=-1)
+    size = sum_atoms(system, (1 + jnp.abs(charges)) * (1 + size))
+    return after - before, sum_atoms(system, charges[:, None] * moves), size

@@ -1,0 +1,13 @@
+"""Long range: solvers (system, charges, dipoles=None) -> energy [n_graphs] eV, and what they give.
+
+`ewald`, `pme`, `p3m`, `inverse_power` and `coulomb` plan a solver on the host; a solver is a pure
+function to be differentiated as often as wished. `potential` and `field` are such derivatives, at
+the atoms.
+"""
+
+from jaxmlip.electrostatics.coulomb import coulomb
+from jaxmlip.electrostatics.ewald import ewald, inverse_power
+from jaxmlip.electrostatics.mesh import p3m, pme
+from jaxmlip.electrostatics.solver import field, potential
+
+__all__ = ["coulomb", "ewald", "field", "inverse_power", "p3m", "pme", "potential"]

@@ -1,0 +1,216 @@
+"""Integrators: one step of Newton's equations, alone or with a heat bath.
+
+Ours rather than jax_md's, whose trajectories the tests compare: jax_md draws two numbers of its
+stochastic rescaling from one key (so they are not independent), keeps time steps and chain masses
+in float32 and has one thermostat for a whole batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+from jaxmlip import units
+from jaxmlip.errors import UsageError
+from jaxmlip.md.motion import Integrator, kinetic_energy, normals
+
+# Suzuki-Yoshida weights of order 4 (Martyna, Tuckerman, Tobias and Klein, 1996,
+# 10.1080/00268979600100761)
+_OUTER = 1 / (2 - 2 ** (1 / 3))
+SUZUKI_YOSHIDA = (_OUTER, 1 - 2 * _OUTER, _OUTER)
+
+
+@lru_cache
+def nve(*, dt: float) -> Integrator:
+    """Velocity Verlet: constant energy (Swope et al., 1982, 10.1063/1.442716). dt: fs."""
+    dt = checked(dt) * units.fs
+
+    def before(motion, bodies, system):
+        return drifted(kicked(motion, bodies, dt / 2), dt)
+
+    def after(motion, bodies, system):
+        return kicked(motion, bodies, dt / 2)
+
+    return Integrator(lambda motion, bodies: (), before, after, dt)
+
+
+@lru_cache
+def langevin(*, dt: float, temperature, friction: float = 0.01) -> Integrator:
+    """Langevin dynamics by the BAOAB splitting (Leimkuhler and Matthews, 2013, 10.1063/1.4802990).
+
+    dt: fs. temperature: K, or a function of the time in fs. friction: 1/fs. Acts on every degree
+    of freedom, the centre of mass too.
+    """
+    dt, gamma = checked(dt) * units.fs, friction / units.fs
+
+    def before(motion, bodies, system):
+        motion = drifted(kicked(motion, bodies, dt / 2), dt / 2)
+        motion = damped(motion, bodies, system, dt, gamma, kT_at(temperature, motion, dt))
+        return drifted(motion, dt / 2)
+
+    def after(motion, bodies, system):
+        return kicked(motion, bodies, dt / 2)
+
+    return Integrator(lambda motion, bodies: (), before, after, dt, keeps_momentum=False)
+
+
+@lru_cache
+def csvr(*, dt: float, temperature, tau: float = 100.0) -> Integrator:
+    """Canonical sampling by velocity rescaling (Bussi, Donadio and Parrinello, 2007,
+    10.1063/1.2408420).
+
+    dt, tau (relaxation time): fs. temperature: K, or a function of the time in fs. The bath is
+    the energy that it has given, eV: with it, the total is conserved within the error of `dt`.
+    """
+    verlet, tau = nve(dt=dt), tau * units.fs
+    dt = verlet.dt
+
+    def after(motion, bodies, system):
+        motion = verlet.after(motion, bodies, system)
+        return rescaled(motion, bodies, system, dt / tau, kT_at(temperature, motion, dt))
+
+    return verlet._replace(
+        init=lambda motion, bodies: jnp.zeros_like(motion.energy),
+        after=after,
+        bath_energy=lambda motion, bodies: -motion.bath,
+    )
+
+
+@lru_cache
+def nose_hoover(*, dt: float, temperature: float, tau: float = 100.0, length: int = 3):
+    """A Nosé-Hoover chain: deterministic, reversible, canonical for systems that are ergodic
+    (Martyna, Klein and Tuckerman, 1992, 10.1063/1.463940; Martyna et al., 1996).
+
+    dt, tau (period of the bath): fs. temperature: K. length: thermostats of the chain.
+    """
+    verlet, tau = nve(dt=dt), tau * units.fs
+    dt, kT = verlet.dt, units.kB * temperature
+    if length < 2:
+        raise UsageError(f"a chain of length {length}; it needs at least 2", where="nose_hoover")
+
+    def inertia(bodies):
+        first = jnp.maximum(bodies.dof, 1)[:, None]
+        return kT * tau**2 * jnp.concatenate([first, *[jnp.ones_like(first)] * (length - 1)], 1)
+
+    def init(motion, bodies):
+        zero = jnp.zeros((len(bodies.dof), length), motion.positions.dtype)
+        return {"positions": zero, "velocities": zero}
+
+    def before(motion, bodies, system):
+        motion = chained(motion, bodies, system, inertia(bodies), kT, dt / 2)
+        return verlet.before(motion, bodies, system)
+
+    def after(motion, bodies, system):
+        motion = verlet.after(motion, bodies, system)
+        return chained(motion, bodies, system, inertia(bodies), kT, dt / 2)
+
+    def bath_energy(motion, bodies):
+        x, v = motion.bath["positions"], motion.bath["velocities"]
+        kinetic = 0.5 * (inertia(bodies) * v**2).sum(1)
+        return kinetic + kT * (bodies.dof * x[:, 0] + x[:, 1:].sum(1))
+
+    return verlet._replace(init=init, before=before, after=after, bath_energy=bath_energy)
+
+
+# --- parts of steps ------------------------------------------------------------------------------
+
+
+def kicked(motion, bodies, dt):
+    """Velocities after the forces have acted for `dt`; held atoms keep still."""
+    kick = dt * motion.forces / bodies.masses[:, None]
+    return replace(motion, velocities=motion.velocities + jnp.where(bodies.free[:, None], kick, 0))
+
+
+def drifted(motion, dt):
+    """Positions after `dt` at constant velocity."""
+    return replace(motion, positions=motion.positions + dt * motion.velocities)
+
+
+def kT_at(temperature: float | Callable, motion, dt):
+    """kB T at the time of the motion, eV."""
+    if callable(temperature):
+        temperature = temperature(motion.step * (dt / units.fs))
+    return units.kB * temperature
+
+
+def damped(motion, bodies, system, dt, gamma, kT):
+    """The exact solution of friction and noise alone over `dt` (the O of BAOAB)."""
+    keys = jax.vmap(jax.random.split)(motion.keys)
+    keep = jnp.exp(-gamma * dt)
+    dtype = motion.velocities.dtype
+    width = jnp.sqrt((1 - keep**2) * kT / bodies.masses)[:, None].astype(dtype)
+    noise = width * normals(keys[:, 0], bodies, system, dtype)
+    velocities = jnp.where(bodies.free[:, None], keep * motion.velocities + noise, 0)
+    return replace(motion, velocities=velocities.astype(dtype), keys=keys[:, 1])
+
+
+def rescaled(motion, bodies, system, time, kT):
+    """Velocities scaled so that kinetic energies of each structure are drawn from the canonical
+    ensemble with relaxation over `time` (in units of tau): eq. A7 of Bussi et al. 2007.
+    """
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(motion.keys)
+    dtype = motion.velocities.dtype
+    kinetic = kinetic_energy(motion, bodies, system)
+    keep = jnp.exp(-jnp.asarray(time, dtype))
+    share = kT / 2 / jnp.maximum(kinetic, 1e-30)
+    one = jax.vmap(lambda key: jax.random.normal(key, (), dtype))(keys[:, 0])
+    # the sum of dof - 1 squared normals
+    rest = jax.vmap(lambda key, n: 2 * jax.random.gamma(key, n / 2, dtype=dtype))
+    others = jnp.where(bodies.dof > 1, rest(keys[:, 1], jnp.maximum(bodies.dof - 1, 1)), 0)
+    cross = 2 * one * jnp.sqrt(keep * (1 - keep) * share)
+    scale2 = keep + share * (1 - keep) * (one**2 + others) + cross
+    scale2 = jnp.where((bodies.dof > 0) & (kinetic > 0), scale2, 1)
+    given = (scale2 - 1) * kinetic
+    velocities = motion.velocities * jnp.sqrt(scale2)[system.graph][:, None].astype(dtype)
+    return replace(
+        motion,
+        velocities=velocities,
+        keys=keys[:, 2],
+        bath=motion.bath + given.astype(motion.bath.dtype),
+    )
+
+
+def chained(motion, bodies, system, inertia, kT, dt):
+    """Velocities and chains after the chains have acted for `dt`."""
+    kinetic = kinetic_energy(motion, bodies, system)
+    x, v = motion.bath["positions"], motion.bath["velocities"]
+    scale = jnp.ones_like(kinetic)
+    for weight in SUZUKI_YOSHIDA:
+        x, v, factor = _chain(x, v, kinetic * scale**2, bodies.dof, inertia, kT, weight * dt)
+        scale = scale * factor
+    velocities = motion.velocities * scale[system.graph][:, None]
+    return replace(motion, velocities=velocities, bath={"positions": x, "velocities": v})
+
+
+def _chain(x, v, kinetic, dof, inertia, kT, dt):
+    """One symmetric update of chains [n_graphs, length]; the factor on the velocities of atoms."""
+    length = x.shape[1]
+
+    def push(v, m, kinetic):
+        if m == 0:
+            force = (2 * kinetic - dof * kT) / inertia[:, 0]
+        else:
+            force = (inertia[:, m - 1] * v[:, m - 1] ** 2 - kT) / inertia[:, m]
+        damp = jnp.exp(-dt / 4 * v[:, m + 1]) if m + 1 < length else 1.0
+        return v.at[:, m].set((v[:, m] * damp + dt / 2 * force) * damp)
+
+    for m in reversed(range(length)):
+        v = push(v, m, kinetic)
+    factor = jnp.exp(-dt * v[:, 0])
+    x = x + dt * v
+    for m in range(length):
+        v = push(v, m, kinetic * factor**2)
+    return x, v, factor
+
+
+def checked(dt: float) -> float:
+    """The time step, or `UsageError` for one that is in other units than fs."""
+    if not 0.01 <= dt <= 20:
+        raise UsageError(
+            f"the time step is {dt}; expected between 0.01 and 20 fs",
+            where="dt",
+            fix="time steps are in fs: 0.5 for hydrogen, 1 to 2 for heavier atoms",
+        )
+    return float(dt)

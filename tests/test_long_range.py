@@ -1,0 +1,426 @@
+"""Long-range terms inside models: charges are conserved, all derivatives are of one energy."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from numpy.testing import assert_allclose
+from structures import KEY, ethanol, rattled, toy, triclinic
+
+import jaxmlip
+from jaxmlip import models, units
+from jaxmlip.derivatives.first import total_energy
+from jaxmlip.electrostatics import coulomb, ewald, inverse_power
+from jaxmlip.electrostatics.equilibration import equilibration
+from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.models import checkpoint
+from jaxmlip.nn.charges import Transfers, flow, share_charge
+from jaxmlip.potential import (
+    Potential,
+    add_dispersion,
+    add_electrostatics,
+    add_equilibration,
+    bind,
+)
+from jaxmlip.system import (
+    concatenate,
+    edge_vectors,
+    pad,
+    strain,
+    sum_atoms,
+    sum_edges,
+    to_edges,
+)
+
+STEP = 2e-5  # Å; differences then err by 1e-10 of third derivatives, and by 1e-9 of rounding
+SALT = {
+    "elements": [11, 17],
+    "cutoff": 4.0,
+    "channels": 4,
+    "l_max": 1,
+    "correlation": 2,
+    "radial_widths": [4],
+    "smoothness": 4,  # derivatives are compared across the cutoff
+}
+WIDTHS = {1: 0.4, 6: 0.6, 8: 0.5}
+
+
+def salt():
+    """Rock salt, distorted: two atoms, each the other's neighbour many times."""
+    atoms = bulk("NaCl", "rocksalt", a=5.2)
+    atoms.set_cell(np.asarray(atoms.cell) @ (np.eye(3) + 0.03 * np.arange(9).reshape(3, 3) / 8))
+    return rattled(atoms, 0.1)
+
+
+def on_device(system):
+    return jax.tree.map(jnp.asarray, system)
+
+
+def energy_of(potential, params, system):
+    return jax.jit(potential.apply)(params, system)["energy"]
+
+
+def derivative_errors(apply, params, system):
+    """Largest deviations of the slope and of the curvature along one random direction.
+
+    Positions and strain move together; one compiled program for all.
+    """
+    rng = np.random.default_rng(0)
+    along = on_device((rng.normal(size=(system.n_atoms, 3)), 0.1 * rng.normal(size=(3, 3))[None]))
+
+    @jax.jit
+    def slope(x):
+        def energy(shift, epsilon):
+            moved = replace(system, positions=system.positions + shift)
+            return apply(params, strain(moved, epsilon))["energy"].sum()
+
+        at = jax.value_and_grad(lambda x: energy(*x))
+        return jax.jvp(at, (x,), (along,))
+
+    def dot(tree):
+        return sum(float((a * b).sum()) for a, b in zip(tree, along, strict=True))
+
+    zero = jax.tree.map(jnp.zeros_like, along)
+    move = lambda h: slope(jax.tree.map(lambda x: h * x, along))
+    (_, gradient), (_, curvature) = slope(zero)
+    (after, g1), _ = move(STEP)
+    (before, g0), _ = move(-STEP)
+    difference = jax.tree.map(lambda a, b: (a - b) / (2 * STEP), g1, g0)
+    errors = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), curvature, difference)
+    return abs(dot(gradient) - float(after - before) / (2 * STEP)), max(errors)
+
+
+# --- charges -------------------------------------------------------------------------------------
+
+
+def test_electrostatics_adds_the_energy_of_the_charges_and_nothing_else():
+    system, model = from_ase(ethanol(), 4.0), toy()
+    sum_of = add_electrostatics(model, coulomb())
+    before, after = jax.jit(lambda s: (model.apply({}, s), sum_of.apply({}, s)))(system)
+    q, r = np.asarray(before["charges"]), system.positions
+    i, j = np.triu_indices(len(q), 1)
+    expected = units.coulomb_constant * (q[i] * q[j] / np.linalg.norm(r[i] - r[j], axis=1)).sum()
+    assert_allclose(after["energy"] - before["energy"], expected, rtol=1e-12)
+    assert_allclose(after["energies"], before["energies"], rtol=0)
+
+
+def test_a_potential_without_charges_is_refused_by_name():
+    model = models.LennardJones()
+    system = from_ase(Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]]), model.cutoff)
+    with pytest.raises(UsageError, match="charges"):
+        add_electrostatics(model, coulomb()).apply({}, system)
+    with pytest.raises(UsageError, match="electronegativities"):
+        add_equilibration(model, equilibration(coulomb())).apply({}, system)
+
+
+def test_dispersion_is_the_sum_over_pairs_beyond_the_window():
+    system = from_ase(Atoms("Ar3", [[0, 0, 0], [0, 0, 5.0], [0, 0, 12.0]]), 4.0)
+    roots = jnp.array([2.0, 3.0, 5.0])
+    nothing = lambda params, s: {"energy": jnp.zeros(1), "dispersion_coefficients": roots}
+    model = Potential(lambda key, s: {}, nothing, 4.0)
+    tail = inverse_power(system, 4.0, 6, 1e-4, exclude=4.0)
+    energy = energy_of(add_dispersion(model, tail), {}, system)
+    assert_allclose(energy, -(6 / 5.0**6 + 15 / 7.0**6 + 10 / 12.0**6), rtol=1e-12)
+
+
+def test_shared_charge_goes_by_weights_and_structures_keep_theirs():
+    one = from_ase(Atoms("HF", [[0, 0, 0], [0, 0, 0.9]], info={"charge": 1.0}), 3.0)
+    batch = on_device(pad(concatenate([one, from_ase(ethanol(), 3.0)]), n_atoms=14, n_graphs=3))
+    weights = jnp.arange(1.0, 15.0)
+    q = jax.jit(share_charge)(batch, jnp.full(14, 0.3), weights)
+    assert_allclose([q[:2].sum(), q[2:11].sum()], [1, 0], atol=1e-14)
+    assert_allclose((q - 0.3)[:2], 0.4 * weights[:2] / 3, atol=1e-14)
+    assert not q[11:].any()
+
+
+@cache
+def flowing():
+    """(system, base charges) -> charges and dipole, with transfers that know the species."""
+    head, example = Transfers(3, 3.0), from_ase(ethanol(), 3.0)
+    scalars = lambda s: jnp.stack([s.numbers / 8, (s.numbers / 8) ** 2], -1).astype(float)
+    params = jax.jit(lambda s: head.init(KEY, s, scalars(s)))(example)
+    return jax.jit(lambda s, base: flow(s, base, head.apply(params, s, scalars(s))))
+
+
+def test_transferred_charge_stays_in_its_fragment():
+    near, far = ethanol(), ethanol()
+    far.translate([50.0, 0, 0])
+    alone, both = (on_device(from_ase(a, 3.0)) for a in (near, near + far))
+    base = jnp.zeros(9)
+    q, dipole = flowing()(alone, base)
+    assert np.abs(q).max() > 0.01 and abs(q.sum()) < 1e-14
+    assert_allclose(dipole[0], q @ alone.positions, atol=1e-14)
+    assert_allclose(flowing()(both, jnp.zeros(18))[0], [*q, *q], atol=1e-13)
+
+
+def test_the_dipole_of_transfers_has_a_derivative_in_a_crystal():
+    atoms, charges_and_dipole = triclinic(), flowing()
+    base = jnp.array([-1.0, 1.5, -1.0, 1.5])
+
+    @jax.jit
+    def born(system):
+        dipole = lambda r: charges_and_dipole(replace(system, positions=r), base)[1][0]
+        return jnp.moveaxis(jax.jacrev(dipole)(system.positions), 0, -1)
+
+    here = on_device(from_ase(atoms, 3.0))
+    found = born(here)
+    assert np.abs(found - base[:, None, None] * np.eye(3)).max() > 0.01  # charge does flow
+    assert_allclose(found.sum(0), np.eye(3), atol=1e-12)  # base charges sum to 1 e
+    atoms.positions[1] += np.asarray(atoms.cell)[0]  # listed at another image
+    assert_allclose(born(on_device(from_ase(atoms, 3.0))), found, atol=1e-12)
+
+
+# --- equilibration -------------------------------------------------------------------------------
+
+
+@jax.jit
+def two_atoms(system):
+    """Sodium and chlorine that attract each other at any distance."""
+    return equilibration(coulomb())(system, jnp.array([2.8, 8.5]), jnp.array([9.2, 9.8]))
+
+
+def test_two_equilibrated_atoms_have_the_charges_of_the_formula():
+    system = from_ase(Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]], info={"charge": 0.5}), 3.0)
+    out, chi = two_atoms(system), np.array([2.8, 8.5])
+    a = np.array([[9.2, units.coulomb_constant / 2.4, 1], [units.coulomb_constant / 2.4, 9.8, 1]])
+    saddle = np.vstack([a, [1, 1, 0]])
+    q = np.linalg.solve(saddle, [-2.8, -8.5, 0.5])[:2]
+    assert_allclose(out["charges"], q, rtol=1e-13)
+    assert_allclose(out["energy"], q @ chi + 0.5 * q @ a[:, :2] @ q, rtol=1e-13)
+    assert out["charge_residual"] < 1e-12
+
+
+def test_charges_without_a_minimum_are_nan():
+    system = from_ase(Atoms("NaCl", [[0, 0, 0], [0, 0, 0.5]]), 3.0)
+    out = two_atoms(system)
+    assert np.isnan(out["energy"]).all() and np.isnan(out["charges"]).all()
+
+
+def environment(solver_options, system):
+    """Equilibrated charges with electronegativities that feel the neighbours."""
+    r2 = (edge_vectors(system) ** 2).sum(-1)
+    near = jnp.where(r2 < 16, (1 - jnp.minimum(r2 / 16, 1)) ** 4, 0)
+    chi = system.numbers + sum_edges(system, near * to_edges(system, 0.3 * system.numbers))
+    hardness = jnp.where(system.numbers == 1, 13.0, 10.0)
+    return equilibration(coulomb(), widths=WIDTHS, **solver_options)(system, chi, hardness)
+
+
+@pytest.mark.parametrize("direct", [256, pytest.param(0, marks=pytest.mark.slow)])
+def test_equilibration_is_conservative_and_conserves_charge(direct):
+    system = from_ase(ethanol(), 6.0)
+    batch = on_device(pad(concatenate([system, system]), n_atoms=20, n_graphs=3))
+    charge = jnp.array([1.0, 0.0, 0.0])
+    batch = replace(
+        batch, charge=charge, field=jnp.array([[0.0, 0, 0], [0.2, 0.1, -0.3], [0, 0, 0]])
+    )
+    solve = partial(environment, {"direct": direct})
+
+    @jax.jit
+    def everything(r, field, charge):
+        energy = lambda r, field, charge: solve(
+            replace(batch, positions=r, field=field, charge=charge)
+        )["energy"].sum()
+        return jax.grad(energy, (0, 1, 2))(r, field, charge), solve(
+            replace(batch, positions=r, field=field, charge=charge)
+        )
+
+    r, h = batch.positions, 1e-4
+    (by_r, by_field, by_charge), out = everything(r, batch.field, charge)
+    assert_allclose(sum_atoms(batch, out["charges"]), charge, atol=1e-12)
+    assert_allclose(-by_field[:2], out["dipole"][:2], atol=1e-10)
+    total = lambda *x: everything(*x)[1]["energy"].sum()
+    up, down = (total(r.at[3, 1].add(s * h), batch.field, charge) for s in (1, -1))
+    assert_allclose(by_r[3, 1], (up - down) / (2 * h), atol=1e-7)
+    up, down = (total(r, batch.field, charge.at[0].add(s * h)) for s in (1, -1))
+    assert_allclose(by_charge[0], (up - down) / (2 * h), atol=1e-7)
+
+
+@pytest.mark.slow
+def test_equilibrated_charges_are_those_of_the_direct_solve_and_of_single_structures():
+    one, other = from_ase(ethanol(), 6.0), from_ase(ethanol()[:5], 6.0)
+    alone = jax.jit(partial(environment, {}))(on_device(one))
+    batch = on_device(pad(concatenate([one, other]), n_atoms=17, n_graphs=3))
+    for direct in (256, 0):
+        out = jax.jit(partial(environment, {"direct": direct}))(batch)
+        assert_allclose(out["charges"][:9], alone["charges"], atol=1e-10)
+        assert_allclose(out["energy"][0], alone["energy"][0], atol=1e-10)
+
+
+def test_too_few_steps_are_never_silent():
+    few = jax.jit(partial(environment, {"direct": 0, "steps": 2}))
+    out = few(from_ase(ethanol(), 6.0))
+    assert out["charge_residual"] > 1e-6 and np.isnan(out["energy"]).all()
+
+
+@pytest.mark.slow
+def test_third_derivatives_of_equilibration_are_differences_of_second_ones():
+    system = on_device(from_ase(Atoms("OHH", [[0, 0, 0], [0, 0.8, 0.6], [0, -0.7, 0.6]]), 6.0))
+    energy = lambda r: environment({}, replace(system, positions=r))["energy"].sum()
+    hessian = jax.jit(jax.hessian(energy))
+    along, h = jnp.zeros((3, 3)).at[1, 2].set(1.0), 1e-4
+    r = system.positions
+    third = jax.jit(lambda r: jax.jvp(hessian, (r,), (along,))[1])(r)
+    assert_allclose(third, (hessian(r + h * along) - hessian(r - h * along)) / (2 * h), atol=1e-5)
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+
+def small(**fields):
+    return models.MACE(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in (SALT | fields).items()}
+    )
+
+
+@cache
+def polar_salt():
+    """MACE with flowing charges and atomic dipoles in an Ewald sum."""
+    model = small(dipole=True, formal_charges=(1.0, -1.0), charge_transfer=2)
+    system = from_ase(salt(), model.cutoff)
+    potential = add_electrostatics(model, ewald(system, model.cutoff, 1e-4))
+    return potential, jax.jit(model.init)(KEY, system), on_device(system)
+
+
+def test_slope_and_curvature_of_mace_with_ewald_are_those_of_its_energy():
+    potential, params, system = polar_salt()
+    slope, curvature = derivative_errors(potential.apply, params, system)
+    assert slope < 1e-6 and curvature < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pme", "equilibration"])
+def test_slope_and_curvature_of_other_long_range_models(kind):
+    from jaxmlip.electrostatics.mesh import pme
+
+    model = small(dipole=kind == "pme", equilibration=kind != "pme", formal_charges=(1.0, -1.0))
+    system = from_ase(salt(), model.cutoff)
+    params = jax.jit(model.init)(KEY, system)
+    if kind == "pme":
+        potential = add_electrostatics(model, pme(system, model.cutoff, 1e-4, order=8))
+    else:
+        solver = ewald(system, model.cutoff, 1e-4)
+        widths = {11: 0.4, 17: 0.45}
+        potential = add_equilibration(model, equilibration(solver, widths=widths))
+    slope, curvature = derivative_errors(potential.apply, params, on_device(system))
+    assert slope < 1e-6 and curvature < 1e-6
+
+
+@pytest.mark.slow
+def test_dynamical_matrices_with_ewald_are_those_of_the_supercell():
+    potential, params, system = polar_salt()
+    host = jax.tree.map(np.asarray, system)
+    from jaxmlip.derivatives import dynamical_matrix_supercell
+    from jaxmlip.neighbors import edges_within
+
+    large = edges_within(jaxmlip.supercell(host, (2, 2, 2)), cutoff=potential.cutoff)
+    model = small(dipole=True, formal_charges=(1.0, -1.0), charge_transfer=2)
+    both = add_electrostatics(model, ewald([host, large], model.cutoff, 1e-7))
+    q = np.array([[0.5, 0, 0.5], [0.5, 0.5, 0.5]])
+    found = jaxmlip.dynamical_matrix(both.apply)(params, system, q)
+    expected = dynamical_matrix_supercell(both.apply, (2, 2, 2))(params, host, q)
+    assert_allclose(found, expected, atol=1e-8)
+
+
+def test_born_charges_of_a_crystal_sum_to_its_charge():
+    potential, params, system = polar_salt()
+
+    @jax.jit
+    def born(params, system):
+        dipole = lambda r: potential.apply(params, replace(system, positions=r))["dipole"][0]
+        return jnp.moveaxis(jax.jacrev(dipole)(system.positions), 0, -1)
+
+    found = born(params, system)
+    assert np.abs(found[0] - np.eye(3)).max() > 1e-3
+    assert_allclose(found.sum(0), np.zeros((3, 3)), atol=1e-8)
+
+
+@cache
+def far_sighted():
+    model = models.LongRangeMACE(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in SALT.items()}, sources=2
+    )
+    atoms = Atoms("NaClNaCl", [[0, 0, 0], [0, 0, 2.4], [5.5, 0, 0], [5.6, 0.3, 2.4]])
+    system = from_ase(atoms, model.cutoff)
+    return model, jax.jit(model.init)(KEY, system), system
+
+
+def test_far_charges_are_felt_and_not_without_a_plan():
+    model, params, system = far_sighted()
+    with pytest.raises(ModelError, match="JM530"):
+        model.apply(params, system)
+    slope = jax.jit(jax.grad(total_energy(bind(model, system).apply)))
+    pull = slope(jnp.asarray(system.positions), params, on_device(system))
+    assert np.abs(pull.sum(0)).max() < 1e-10  # translation
+    assert np.abs(np.cross(system.positions, pull).sum(0)).max() < 1e-9  # rotation
+    further = system.positions + np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
+    assert np.abs(slope(jnp.asarray(further), params, on_device(system)) - pull).max() > 1e-5
+
+
+@pytest.mark.slow
+def test_slope_and_curvature_of_long_range_features():
+    model, params, _ = far_sighted()
+    system = from_ase(salt(), model.cutoff)
+    slope, curvature = derivative_errors(bind(model, system).apply, params, on_device(system))
+    assert slope < 1e-6 and curvature < 1e-6
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    card = {
+        "architecture": "MACE",
+        "fields": SALT | {"dipole": True, "formal_charges": [0.7, -0.7], "atomic_dipoles": False},
+        "electrostatics": {"method": "ewald", "tolerance": 1e-4, "cutoff": 5.0},
+        "reference_energies": {"11": -1.5, "17": -2.5},
+    }
+    system = from_ase(salt(), 5.0)
+    params = jax.jit(checkpoint.build(card).init)(KEY, system)
+    path = tmp_path_factory.mktemp("models") / "salt.safetensors"
+    checkpoint.save(path, card, params)
+    return path, card, params, system
+
+
+def test_a_long_range_model_comes_back_from_its_file(saved):
+    path, card, params, system = saved
+    potential, found = jaxmlip.load(path)
+    assert potential.cutoff == 5.0 and checkpoint.read(path)[0]["cutoff"] == 5.0
+    with pytest.raises(ModelError, match="JM530"):
+        potential.apply(found, system)
+    loaded = energy_of(bind(potential, system), found, system)
+    bare = small(dipole=True, formal_charges=(0.7, -0.7), atomic_dipoles=False)
+    by_hand = energy_of(add_electrostatics(bare, ewald(system, 5.0, 1e-4)), params, system)
+    assert_allclose(loaded, by_hand - 4.0, atol=1e-6)  # weights in the file are float32
+
+
+def test_the_calculator_plans_by_itself_and_again_for_another_cell(saved):
+    path, _, _, system = saved
+    calculator, atoms = jaxmlip.Calculator(path), salt()
+    potential, params = jaxmlip.load(path)
+    small_cell = calculator.get_potential_energy(atoms)
+    assert_allclose(small_cell, energy_of(bind(potential, system), params, system)[0], atol=1e-6)
+    large = calculator.get_potential_energy(atoms.repeat((1, 1, 2)))
+    assert_allclose(large, 2 * small_cell, atol=2e-4)  # the tolerance of the sum
+
+
+def test_an_unknown_method_on_a_card_is_refused(saved):
+    _, card, _, _ = saved
+    wrong = card | {"electrostatics": {"method": "ewold"}}
+    with pytest.raises(ModelError, match="Did you mean 'ewald'"):
+        checkpoint.potential_of(wrong)
+
+
+def test_sums_and_scales_are_planned_as_their_parts(saved):
+    _, card, params, system = saved
+    potential = checkpoint.potential_of(card)
+    twice = jaxmlip.add(potential, jaxmlip.scale(potential, -1.0))
+    assert isinstance(twice, Potential) and twice.plan is not None
+    energy = energy_of(bind(twice, system), (params, params), system)
+    assert_allclose(energy, 0, atol=1e-12)

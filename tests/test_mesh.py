@@ -1,0 +1,316 @@
+"""Particle-mesh Ewald against the Ewald sum: errors that were asked for, and all derivatives."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from jaxmlip.electrostatics import ewald
+from jaxmlip.electrostatics.mesh import gaussian, p3m, planning, pme, prolate, splines
+from jaxmlip.errors import ResourceError, UsageError
+from jaxmlip.neighbors import find_edges
+from jaxmlip.system import System, cast, concatenate, pad, strain
+
+CUTOFF = 6.0
+
+
+def crystal(positions, cell, numbers, cutoff=CUTOFF, pbc=(True,) * 3):
+    n = len(positions)
+    return System(
+        positions=np.array(positions, float),
+        numbers=np.asarray(numbers, np.int32),
+        graph=np.zeros(n, np.int32),
+        cell=np.asarray(cell, float)[None],
+        pbc=np.array([pbc]),
+        charge=np.zeros(1),
+        spin=np.ones(1),
+        field=np.zeros((1, 3)),
+        edges=find_edges(positions, np.asarray(cell, float), pbc, cutoff),
+    )
+
+
+def salt(cells, noise=0.25, cutoff=CUTOFF):
+    """Hot rock salt, and its charges."""
+    grid = np.stack(np.meshgrid(*[np.arange(2 * cells)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    charges = 1.0 - 2.0 * (grid.sum(1) % 2)
+    moved = grid * 2.82 + np.random.default_rng(0).normal(0, noise, grid.shape)
+    numbers = np.where(charges > 0, 11, 17)
+    return crystal(moved, np.eye(3) * cells * 5.64, numbers, cutoff), charges
+
+
+def water(cells, cutoff=CUTOFF):
+    """Rigid molecules, turned at random."""
+    rng, a = np.random.default_rng(1), 0.0334 ** (-1 / 3)
+    grid = np.stack(np.meshgrid(*[np.arange(cells)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    arms = np.array([[0, 0, 0], [0.757, 0, 0.586], [-0.757, 0, 0.586]])
+    turns = np.linalg.qr(rng.normal(size=(len(grid), 3, 3)))[0]
+    places = (grid * a)[:, None] + np.einsum("mij,hj->mhi", turns, arms)
+    numbers, charges = np.tile([8, 1, 1], len(grid)), np.tile([-0.834, 0.417, 0.417], len(grid))
+    return crystal(places.reshape(-1, 3), np.eye(3) * cells * a, numbers, cutoff), charges
+
+
+def scattered(n, cell, seed=2, apart=1.8, cutoff=CUTOFF):
+    """Charges of either sign (+1, -1, and one of them +2) anywhere, but not too close."""
+    rng, kept = np.random.default_rng(seed), np.zeros((0, 3))
+    while len(kept) < n:
+        new = rng.random(3)
+        offset = (kept - new - np.round(kept - new)) @ cell
+        if (np.linalg.norm(offset, axis=1) > apart).all():
+            kept = np.concatenate([kept, new[None]])
+    charges = 1.0 - 2.0 * (np.arange(n) % 2)
+    charges[0] = 2.0
+    return crystal(kept @ cell, cell, np.full(n, 18), cutoff), charges
+
+
+SKEWED = np.array([[9.0, 0.3, 0.0], [2.5, 8.0, -0.4], [-1.0, 1.5, 10.0]])
+LEFT_HANDED = SKEWED[[1, 0, 2]] * [1.0, 1.1, 0.9]
+
+
+@partial(jax.jit, static_argnums=0)
+def slopes(solver, system, charges, dipoles=None):
+    """Energies, and derivatives with respect to positions, charges, strain (and dipoles)."""
+
+    def total(r, q, epsilon, mu):
+        energies = solver(strain(replace(system, positions=r), epsilon), q, mu)
+        return energies.sum(), energies
+
+    none = jnp.zeros((system.n_graphs, 3, 3))
+    arguments = jnp.asarray(system.positions), jnp.asarray(charges), none, dipoles
+    wanted = (0, 1, 2) if dipoles is None else (0, 1, 2, 3)
+    return jax.grad(total, wanted, has_aux=True)(*arguments)
+
+
+def error(found, exact):
+    return np.linalg.norm(np.asarray(found) - exact) / np.linalg.norm(exact)
+
+
+# --- the parts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [prolate, gaussian])
+def test_short_and_smooth_parts_add_up_to_coulomb(split):
+    # the Fourier transform of what the short part leaves of 1/r is the tabulated spectrum:
+    # k² / 4 pi x transform = 1 - k x integral of r sin(k r) short(r)
+    parts = split(9.0 if split is prolate else 3.6, CUTOFF, accuracy=1e-9)
+    r, weight = np.polynomial.legendre.leggauss(80)
+    r, weight = 0.5 * CUTOFF * (r + 1), 0.5 * CUTOFF * weight
+    short, slope = parts.short(jnp.asarray(r**2))
+    k = np.array([0.2, 0.7, 1.4, 2.0])
+    short_waves = k * ((r * weight * short) @ np.sin(np.outer(r, k)))
+    # Gaussians are cut at erfc(3.6) = 4e-7; tables hold 1e-9 of values of order one
+    assert_allclose(parts.transform(jnp.asarray(k**2)), 1 - short_waves, atol=4e-6)
+    assert_allclose(4 * np.pi * (weight * r**2) @ short, parts.volume, rtol=2e-5)
+    tangent = jax.jvp(lambda x: parts.short(x)[0], (jnp.asarray(r**2),), (jnp.ones_like(r),))[1]
+    assert_allclose(slope, tangent, rtol=1e-10)
+    step = 1e-4
+    near = [parts.at_zero + parts.curvature * x for x in (step, 2 * step)]
+    bare = 1 / np.sqrt([step, 2 * step])
+    assert_allclose(bare - parts.short(jnp.array([step, 2 * step]))[0], near, rtol=1e-6)
+    assert parts.short(jnp.asarray((1.01 * CUTOFF) ** 2)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_splines_share_out_the_charge_and_its_first_moment(order):
+    u = jnp.linspace(0.0, 0.999, 7)
+    shares = splines.weights(u, order)
+    assert_allclose(shares.sum(-1), 1.0, rtol=1e-14)
+    centre = shares @ (np.arange(order) - order + 1)
+    assert_allclose(centre - u, centre[0], atol=1e-13)  # follows the charge
+    for factors in (splines.smooth_factors, splines.optimal_factors):
+        assert_allclose(factors(30, order)[0], 1.0, rtol=1e-12)
+
+
+# --- forces, virial, potential, padding, batches -----------------------------------------------
+
+
+def batch():
+    """Two crystals of different shape and handedness, one charged, and empty room."""
+    first, q1 = scattered(24, LEFT_HANDED)
+    second, q2 = scattered(30, SKEWED * 1.1, seed=3)
+    system = concatenate([first, second])
+    n = system.n_atoms
+    charges = np.concatenate([q1, q2 - q2.mean(), np.full(6, np.nan)])
+    return pad(system, n_atoms=n + 6, n_graphs=3), charges, (np.arange(24), np.arange(24, n))
+
+
+def test_a_batch_of_skewed_left_handed_and_charged_cells():
+    tolerance, (system, charges, atoms) = 1e-5, batch()
+    solver = p3m(system, CUTOFF, tolerance, charges=charges)
+    exact = ewald(system, CUTOFF, 1e-10)
+    (dr, dq, de), energy = slopes(solver, system, charges)
+    (dr_exact, dq_exact, de_exact), energy_exact = slopes(exact, system, charges)
+    for g, members in enumerate(atoms):
+        assert error(dr[members], dr_exact[members]) < 2 * tolerance
+        assert error(dq[members], dq_exact[members]) < tolerance
+        assert error(de[g], de_exact[g]) < 10 * tolerance
+        assert error(energy[g], energy_exact[g]) < tolerance
+    assert energy[2] == 0
+    assert not np.any(dr[-6:])
+    compiled = slopes._cache_size()
+    slopes(solver, replace(system, positions=system.positions + 0.1), charges)
+    assert slopes._cache_size() == compiled
+
+
+@pytest.mark.slow
+def test_dipoles_and_an_excluded_core():
+    tolerance, (system, charges) = 1e-5, scattered(24, SKEWED)
+    dipoles = np.random.default_rng(4).normal(0, 0.3, (24, 3))
+    solver = pme(system, CUTOFF, tolerance, charges=charges, order=8, exclude=3.0)
+    (dr, dq, de, dmu), energy = slopes(solver, system, charges, dipoles)
+    exact = ewald(system, CUTOFF, 1e-10, exclude=3.0)
+    (dr_exact, dq_exact, de_exact, dmu_exact), energy_exact = slopes(
+        exact, system, charges, dipoles
+    )
+    # the field gradient at a dipole is one derivative more than what was planned for
+    assert error(dr, dr_exact) < 10 * tolerance
+    assert error(dmu, dmu_exact) < 10 * tolerance
+    assert error(dq, dq_exact) < 10 * tolerance
+    assert error(de, de_exact) < 30 * tolerance
+    assert error(energy, energy_exact) < 10 * tolerance
+
+
+@pytest.mark.slow
+def test_energies_are_smooth_under_strain():
+    system, charges = scattered(12, SKEWED)
+    solver = pme(system, CUTOFF, 1e-4, charges=charges)
+
+    def energy(x):
+        shear = jnp.zeros((1, 3, 3)).at[0, 0, 1].set(x).at[0, 2, 2].set(2 * x)
+        return solver(strain(system, shear), charges)[0]
+
+    x = jnp.linspace(-0.03, 0.03, 61)
+    values = jax.jit(lambda x: jax.lax.map(energy, x))(x)
+    # a k vector or a mesh size that came or went would show as a step of the size of the error
+    fit = np.polynomial.Polynomial.fit(x, values, 9)
+    assert np.abs(fit(np.asarray(x)) - values).max() < 1e-7 * np.abs(values).max()
+
+
+# --- second and third derivatives --------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def curvature(solver, system, charges, direction):
+    energy = lambda r: solver(replace(system, positions=r), charges).sum()
+    return jax.jvp(jax.grad(energy), (jnp.asarray(system.positions),), (direction,))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [6, 8])
+def test_second_derivatives_are_those_of_ewald(order):
+    # a derivative weighs short waves of the error more: 5.6 times here, ten are promised
+    tolerance, (system, charges) = 1e-5, scattered(24, SKEWED)
+    solver = p3m(system, CUTOFF, tolerance, charges=charges, order=order, exclude=2.5)
+    direction = np.random.default_rng(5).normal(size=(24, 3))
+    found = curvature(solver, system, charges, direction)
+    exact = curvature(ewald(system, CUTOFF, 1e-10, exclude=2.5), system, charges, direction)
+    assert error(found, exact) < 10 * tolerance
+
+
+@pytest.mark.slow
+def test_third_derivatives_are_slopes_of_second_ones():
+    system, charges = scattered(24, SKEWED)
+    solver = pme(system, CUTOFF, 1e-5, charges=charges, order=8)
+    u, v = np.random.default_rng(6).normal(size=(2, 24, 3))
+    energy = lambda r: solver(replace(system, positions=r), charges).sum()
+    second = jax.jit(lambda r: jax.jvp(jax.grad(energy), (r,), (u,))[1])
+    r, step = jnp.asarray(system.positions), 1e-4
+    third = jax.jit(lambda r: jax.jvp(second, (r,), (v,))[1])(r)
+    slope = (second(r + step * v) - second(r - step * v)) / (2 * step)
+    assert error(third, slope) < 1e-6  # central differences: step² times fifth derivatives
+
+
+@pytest.mark.slow
+def test_forward_and_reverse_derivatives_of_the_edges_agree():
+    system, charges = scattered(12, SKEWED)
+    solver = pme(system, CUTOFF, 1e-4, charges=charges)
+
+    def energy(r, q, epsilon):
+        return solver(strain(replace(system, positions=r), epsilon), q).sum()
+
+    point = jnp.asarray(system.positions), jnp.asarray(charges), jnp.zeros((1, 3, 3))
+    forward = jax.jit(jax.jacfwd(jax.grad(energy, (0, 1, 2)), (0, 1, 2)))(*point)
+    reverse = jax.jit(jax.jacrev(jax.grad(energy, (0, 1, 2)), (0, 1, 2)))(*point)
+    for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(reverse), strict=True):
+        assert_allclose(a, b, atol=1e-9 * np.abs(b).max())
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [3, 11])  # 216 and 10 648 ions
+def test_float32_forces_are_those_of_float64(cells):
+    system, charges = salt(cells)
+    solver = pme(system, CUTOFF, 1e-5, charges=charges)
+    (exact, *_), _ = slopes(solver, system, charges)
+    (found, *_), _ = slopes(solver, cast(system, jnp.float32), charges.astype(np.float32))
+    assert found.dtype == jnp.float32
+    assert error(found, exact) < 1e-5
+
+
+# --- the planner -------------------------------------------------------------------------------
+
+SYSTEMS = {
+    "salt": lambda: salt(3),
+    "water": lambda: water(5),
+    "random": lambda: scattered(200, np.eye(3) * 17.0),
+}
+
+
+def met(kind, solver_of, tolerance):
+    system, charges = SYSTEMS[kind]()
+    solver = solver_of(system, CUTOFF, tolerance, charges=charges)
+    (found, *_), _ = slopes(solver, system, charges)
+    (exact, *_), _ = slopes(ewald(system, CUTOFF, 1e-10), system, charges)
+    return error(found, exact) / tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("solver_of", [pme, p3m])
+@pytest.mark.parametrize("kind", list(SYSTEMS))
+def test_every_error_that_is_asked_for_is_met(kind, solver_of, tolerance):
+    assert 0.05 < met(kind, solver_of, tolerance) < 2
+
+
+def test_tighter_or_larger_costs_more_points():
+    system, charges = salt(2)
+    plans = [pme(system, CUTOFF, 10.0**-n, charges=charges, order=8) for n in range(3, 7)]
+    points = [np.prod(p.shape) for p in plans]
+    assert points == sorted(points) and points[0] < points[-1]
+    assert all(p.error <= 10.0**-n for n, p in zip(range(3, 7), plans, strict=True))
+    coarse = pme(system, CUTOFF, 1e-4, charges=charges, split=gaussian, order=8)
+    assert np.prod(plans[1].shape) < np.prod(coarse.shape)
+    assert all(n % p for n in plans[-1].shape for p in (11, 13, 17, 19))
+    assert hash(plans[0]) == hash(pme(system, CUTOFF, 1e-3, charges=charges, order=8))
+
+
+def test_guessed_charges_are_neutral_and_alternate():
+    assert_allclose(planning.guess_charges(np.array([8, 1, 1, 0])), [-4 / 3, 2 / 3, 2 / 3, 0])
+    assert_allclose(planning.guess_charges(np.array([11, 17])), [1, -1])
+
+
+def test_what_a_mesh_cannot_do_is_refused():
+    system, charges = salt(1)
+    slab = replace(system, pbc=np.array([[True, True, False]]))
+    bad = [
+        (slab, CUTOFF, 1e-4, {}),
+        (replace(system, edges=None), CUTOFF, 1e-4, {}),
+        (system, 2 * CUTOFF, 1e-4, {}),
+        (system, CUTOFF, 1.0, {}),
+        (system, CUTOFF, 1e-4, {"order": 5}),
+        (system, CUTOFF, 1e-4, {"exclude": 2 * CUTOFF}),
+    ]
+    for given, cutoff, tolerance, options in bad:
+        with pytest.raises(UsageError):
+            pme(given, cutoff, tolerance, **options)
+    with pytest.raises(ResourceError):
+        pme(system, CUTOFF, 1e-8, order=4)
+    with pytest.raises(UsageError):
+        jax.jit(lambda s: pme(s, CUTOFF)(s, charges))(system)
+    with pytest.raises(UsageError, match="wavevector"):
+        pme(system, CUTOFF, 1e-3)(replace(system, wave=object()), charges)
