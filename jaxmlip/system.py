@@ -140,24 +140,32 @@ def at_receivers(system: System, nodes: Array) -> jax.Array:
     return jnp.asarray(nodes)[_receivers(system)]
 
 
-def sum_edges(system: System, values: Array, factors: Array | None = None) -> jax.Array:
+def mask_edges(system: System, values: Array) -> jax.Array:
+    """Edge values with zeros for padded edges."""
+    mask = system.edges.mask
+    return jnp.where(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values, 0)
+
+
+def sum_edges(
+    system: System, values: Array, factors: Array | None = None, *, masked: bool = False
+) -> jax.Array:
     """Sum of edge values at their receivers, -> [n_atoms, ...]; padded edges count as zero.
 
     With `factors` a product is summed: values [edge, q, c] and factors [edge, q, m] give the sum
     over edges and q of c x m, [n_atoms, m, c]. Per receiver that is one batched matrix product,
-    and c x m is never stored for all edges; flat edges do store it.
+    and c x m is never stored for all edges; flat edges do store it. masked: the factors, or the
+    values if there are none, of padded edges are zero already.
     """
-    edges = system.edges
-    mask = edges.mask.reshape(edges.mask.shape + (1,) * (values.ndim - edges.mask.ndim))
+    edges, mask = system.edges, (lambda _, x: x) if masked else mask_edges
     if factors is not None:
-        factors = jnp.where(mask, factors, 0)
+        factors = mask(system, factors)
         if edges.receivers is None:
             rows = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
 
             return gather_rows(rows(factors), rows(values))
         values = jnp.einsum("eqc,eqm->emc", values, factors)
     else:
-        values = jnp.where(mask, values, 0)
+        values = mask(system, values)
     if edges.receivers is None:
         return values.sum(1)
     return jax.ops.segment_sum(values, edges.receivers, system.n_atoms, indices_are_sorted=True)

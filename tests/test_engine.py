@@ -43,7 +43,7 @@ def limits(monkeypatch):
     def choose(cache, outer, by_species):
         monkeypatch.setitem(blocks.CACHE, jax.default_backend(), cache)
         monkeypatch.setattr(blocks, "OUTER", outer)
-        monkeypatch.setattr(mace_module, "few_species", lambda *_: by_species)
+        monkeypatch.setattr(mace_module, "few_species", lambda *_, **__: by_species)
 
     return choose
 
@@ -104,7 +104,7 @@ def plain(evaluate, name):
     """What `evaluate` finds the plain way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(blocks.CACHE, jax.default_backend(), ALL)
-        patch.setattr(mace_module, "few_species", lambda *_: False)
+        patch.setattr(mace_module, "few_species", lambda *_, **__: False)
         return evaluate(name)
 
 
@@ -153,7 +153,9 @@ def test_rows_that_fill_a_block_change_nothing():
 
 
 def test_few_species_are_those_that_save_work():
+    """About a species for 4 neighbours where there are many channels, fewer where there are not."""
     system = crystal()
     k = system.edges.senders.shape[1]
-    assert tensor_product.few_species(system, k // 4)
-    assert not tensor_product.few_species(system, k // 4 + 1)
+    few = partial(tensor_product.few_species, system, l_max=3)
+    assert few(k // 4, channels=128) and not few(k // 4 + 1, channels=128)
+    assert few(k // 8, channels=16) and not few(k // 4, channels=16)

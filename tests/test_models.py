@@ -178,6 +178,9 @@ def test_dipole_and_polarizability_are_derivatives_by_the_field(name, structure)
 def test_born_charges_are_the_slope_of_the_dipole(name, structure):
     system = system_of(structure)
     born = evaluate(name, system, jaxmlip.born_charges)
+    if np.any(system.pbc):  # charges brought to their sum by a shift of all atoms: no such dipole
+        assert np.isnan(born).all()
+        return
     for d in directions(system, 2):
         slope = difference(lambda h, d=d: evaluate(name, moved(system, h * d))["dipole"][0])
         assert_same(np.einsum("iaf,ia->f", born, d), slope, 1e-6, max(np.abs(born).max(), 1e-3))

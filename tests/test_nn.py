@@ -29,7 +29,7 @@ from jaxmlip.nn.symmetric_contraction import (
     tensor_weights,
 )
 from jaxmlip.nn.tensor_product import convolve, natural, paths, tensor_product
-from jaxmlip.system import to_edges
+from jaxmlip.system import mask_edges, to_edges
 
 KEY = jax.random.key(0)
 
@@ -140,7 +140,8 @@ def test_convolution_is_a_sum_over_edges_of_tensor_products(flat):
     edges, shape = system.edges, system.edges.senders.shape
     harmonics = [jnp.asarray(rng.normal(size=(*shape, 2 * l + 1))) for l in range(3)]
     weights = [rng.normal(size=(*shape, channels[sender])) for sender, _, _ in couplings]
-    out = convolve(system, to_edges(system, x), harmonics, weights, couplings)
+    masked = [mask_edges(system, y) for y in harmonics]
+    out = convolve(system, to_edges(system, x), masked, weights, couplings)
     expected: dict = {}
     for weight, (sender, l, target) in zip(weights, couplings, strict=True):
         message = np.zeros((4, 2 * target[0] + 1, channels[sender]))

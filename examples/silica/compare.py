@@ -38,7 +38,9 @@ def quartz_figures(model) -> dict:
     fast = np.asarray(jax.jit(dielectric(potential.apply))(params, system))[0]
     hessian = np.asarray(jax.jit(jaxmlip.hessian(potential.apply))(params, system))
     modes = normal_modes(hessian, atoms.get_masses(), np.asarray(system.positions), pbc=True)
-    slow = static_dielectric(oscillators(born, modes, fast, atoms.get_volume()))
+    slow = np.full((3, 3), np.nan)  # a soft mode has no finite answer
+    if not modes.n_imaginary:
+        slow = static_dielectric(oscillators(born, modes, fast, atoms.get_volume()))
     moved = np.asarray(system.positions) - atoms.positions
     text = lambda values: ", ".join(f"{v:.0f}" for v in values)
     return {

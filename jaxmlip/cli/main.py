@@ -13,7 +13,19 @@ from typing import Annotated
 
 import typer
 
-from jaxmlip.cli import demo, doctor, evaluate, ir, models, modes, relax, singlepoint, train, ts
+from jaxmlip.cli import (
+    demo,
+    doctor,
+    evaluate,
+    ir,
+    models,
+    modes,
+    raman,
+    relax,
+    singlepoint,
+    train,
+    ts,
+)
 from jaxmlip.cli.crystal import elastic, phonons, qha, screen
 from jaxmlip.errors import JaxmlipError
 
@@ -36,7 +48,7 @@ app = typer.Typer(
     epilog="--debug, anywhere on the line, shows where an error came from.",
 )
 COMMANDS = (
-    *(ir, modes, ts, phonons, elastic, qha, screen, singlepoint, relax),
+    *(ir, raman, modes, ts, phonons, elastic, qha, screen, singlepoint, relax),
     *(train, evaluate, doctor, demo),
 )
 for room in COMMANDS:

@@ -1,17 +1,31 @@
-"""Motion: relaxation of positions and cell (dynamics is to come)."""
+"""Motion: relaxation of positions and cells, and molecular dynamics, in compiled blocks."""
 
 from jaxmlip.md.cell import fixed_cell, fixed_volume, hydrostatic, relax_cell
+from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
 from jaxmlip.md.minimizers import Minimizer, fire, lbfgs
+from jaxmlip.md.motion import Motion, at_rest, thermal_motion
 from jaxmlip.md.relax import RelaxInfo, relax
+from jaxmlip.md.run import Block, Run, prepare, trajectory
 
 __all__ = [
+    "Block",
     "Minimizer",
+    "Motion",
     "RelaxInfo",
+    "Run",
+    "at_rest",
+    "csvr",
     "fire",
     "fixed_cell",
     "fixed_volume",
     "hydrostatic",
+    "langevin",
     "lbfgs",
+    "nose_hoover",
+    "nve",
+    "prepare",
     "relax",
     "relax_cell",
+    "thermal_motion",
+    "trajectory",
 ]

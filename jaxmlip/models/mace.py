@@ -13,7 +13,7 @@ import numpy as np
 from jaxmlip.errors import UsageError
 from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.charges import PositiveBySpecies, Transfers, read_charges
-from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.harmonics import edge_harmonics
 from jaxmlip.nn.interaction import (
     Density,
     Gate,
@@ -212,7 +212,7 @@ class MACE(nn.Module):
         """Harmonics, and (r [edge],), or (r, bond) where a bond length transforms distances."""
         vectors = edge_vectors(system)
         r = jnp.linalg.norm(vectors, axis=-1)
-        harmonics = spherical_harmonics(vectors / r[..., None], self.l_max)
+        harmonics = edge_harmonics(system, vectors / r[..., None], self.l_max)
         if not self.agnesi and not self.soft:
             return harmonics, (r,)
         radii = np.asarray(self.covalent_radii)
@@ -268,12 +268,12 @@ class MACE(nn.Module):
         return update
 
     def _normalise(self, i, features):
-        """What becomes of sums over neighbours: (messages, density, features) -> messages."""
+        """What a density does to messages: (messages, density, features) -> messages."""
         if self.gated:
             return Gate(self.channels, self.l_max, name=f"gate_{i}").function(features)
         if self.density:
             return lambda x, density, _: {k: v / (density + 1)[..., None] for k, v in x.items()}
-        return lambda x, *_: {key: v / self.avg_num_neighbors for key, v in x.items()}
+        return lambda x, *_: x
 
     def _skip(self, i, features, hidden, residual):
         """(features, species) -> features: past the layer, or (not residual) within it."""
@@ -295,12 +295,14 @@ class MACE(nn.Module):
         up = Linear(tuple(sizes.items()), name=f"up_{i}")
         sent = up(features)
         mixed = tuple(self._mixed_channels().items())
-        mix = Linear(mixed, name=f"message_{i}").function(fan_in(couplings, sent))
+        scale = 1 if self.gated or self.density else 1 / self.avg_num_neighbors
+        mix = Linear(mixed, name=f"message_{i}").function(fan_in(couplings, sent), scale)
         harmonics, distances = edges
         n_weights = sum(sizes[sender] for sender, _, _ in couplings)
         edges = (system, harmonics)
         few = table is not None and not self.gated and not self.cut_weights
-        if few and few_species(system, len(self.elements)):
+        size = {"channels": self.channels, "l_max": self.l_max}
+        if few and few_species(system, len(self.elements), **size):
             table = up(table)[0, 1][:, 0]
             hidden, last = self._layers(i, n_weights)
             some = with_slope(lambda hidden, *r: perceptron(hidden, self._basis(*r)))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.errors import UsageError
-from jaxmlip.nn.harmonics import spherical_harmonics
+from jaxmlip.nn.harmonics import edge_harmonics
 from jaxmlip.nn.linear import (
     ChargeSpinEmbedding,
     Linear,
@@ -104,7 +104,7 @@ class NequIP(nn.Module):
         if self.trainable_basis:
             frequencies = self.param("frequencies", lambda _: frequencies)
         directions = vectors if self.solid_harmonics else vectors / r[..., None]
-        return spherical_harmonics(directions, self.l_max), frequencies, r
+        return edge_harmonics(system, directions, self.l_max), frequencies, r
 
     def _weights(self, parameters, r):
         """Radial weights [edge, n] of distances; parameters: (frequencies, layers)."""

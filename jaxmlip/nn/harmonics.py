@@ -6,7 +6,10 @@ The polar axis is y (components of l = 1 are x, y, z; e3nn's convention) and the
 
 from math import factorial, sqrt
 
+import jax
 import jax.numpy as jnp
+
+from jaxmlip.system import System, mask_edges
 
 
 def spherical_harmonics(vectors, l_max: int) -> list:
@@ -15,11 +18,19 @@ def spherical_harmonics(vectors, l_max: int) -> list:
     Solid harmonics, homogeneous of degree l: give unit vectors for the values on the sphere. No
     angle and no division appears, so gradients of any order are finite in every direction.
     """
-    y, z, x = vectors[..., 0], vectors[..., 1], vectors[..., 2]  # the textbook's z is our y
+    vectors = jnp.asarray(vectors)
+    parts = jax.lax.split(vectors, [1, 1, 1], axis=vectors.ndim - 1)
+    y, z, x = (part[..., 0] for part in parts)  # the textbook's z is our y
     square = x * x + y * y + z * z
     cosines, sines = _azimuthal(x, y, l_max)
     legendre = _legendre(z, square, l_max)
     return [_degree(l, legendre, cosines, sines) for l in range(l_max + 1)]
+
+
+def edge_harmonics(system: System, vectors, l_max: int) -> list:
+    """The same of vectors [edge, 3], and zero for padded edges, as homogeneous functions are."""
+    constant, *rest = spherical_harmonics(mask_edges(system, vectors), l_max)
+    return [mask_edges(system, constant), *rest]
 
 
 def _azimuthal(x, y, l_max):

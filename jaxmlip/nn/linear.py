@@ -23,8 +23,11 @@ class Linear(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def function(self, sizes: dict):
-        """The map itself, features -> features, for features with `sizes` {key: c}."""
+    def function(self, sizes: dict, scale: float = 1.0):
+        """The map itself times a number, features -> features, for features with `sizes` {key: c}.
+
+        Not for one with a bias, which would not be scaled.
+        """
         normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
         weights = {
             key: self.param(name_of(key), normal, (sizes[key], n))
@@ -33,23 +36,23 @@ class Linear(nn.Module):
         bias = None
         if self.bias and (0, 1) in weights:
             bias = self.param("bias", zeros, weights[0, 1].shape[-1:])
-        return lambda features: mix_channels(features, weights, bias)
+        return lambda features: mix_channels(features, weights, bias, scale)
 
     def __call__(self, features):
         return self.function({key: x.shape[-1] for key, x in features.items()})(features)
 
 
-def mix_channels(features: dict, weights: dict, bias=None) -> dict:
-    """{key: features[key] @ weights[key] / sqrt(c)} for keys with weights; bias on even scalars."""
-    out = {key: matrix_product(features[key], w) for key, w in weights.items()}
+def mix_channels(features: dict, weights: dict, bias=None, scale: float = 1.0) -> dict:
+    """{key: features[key] @ weights[key] scale / sqrt(c)} for keys with weights, and a bias."""
+    out = {key: matrix_product(features[key], w, scale) for key, w in weights.items()}
     if bias is not None:
         out[0, 1] = out[0, 1] + bias.astype(out[0, 1].dtype)
     return out
 
 
-def matrix_product(x, weights):
-    """x [..., c] @ weights [c, d] / sqrt(c), in the dtype of x."""
-    return x @ (weights.astype(x.dtype) / sqrt(len(weights)))
+def matrix_product(x, weights, scale: float = 1.0):
+    """x [..., c] @ weights [c, d] scale / sqrt(c), in the dtype of x."""
+    return x @ (weights.astype(x.dtype) * (scale / sqrt(len(weights))))
 
 
 class SpeciesLinear(nn.Module):
@@ -84,12 +87,12 @@ class SpeciesLinear(nn.Module):
 def species_product(x, weights, species):
     """x [n, m, c] times the matrix of each atom's species, weights [n_species, c, d], scaled."""
     n_species, c, _ = weights.shape
-    weights = weights.astype(x.dtype) / sqrt(n_species * c)
+    weights, scale = weights.astype(x.dtype), 1 / sqrt(n_species * c)
     if n_species == 1:
-        return x @ weights[0]
+        return x @ (weights[0] * scale)
     if x.shape[1] * n_species > 8:  # copies of the matrices cost less than the products with all
-        return spread_rows(x, of_species(weights, species))
-    onehot = jax.nn.one_hot(species, n_species, dtype=x.dtype)
+        return spread_rows(x, of_species(weights, species, scale))
+    onehot = scale * jax.nn.one_hot(species, n_species, dtype=x.dtype)
     every = jnp.einsum("nmc,zcd->nmzd", x, weights)
     return jnp.einsum("nmzd,nz->nmd", every, onehot)
 
@@ -122,16 +125,16 @@ class ChargeSpinEmbedding(nn.Module):
         return nn.Dense(self.channels, use_bias=False, name="out")(x)[system.graph]
 
 
-def of_species(weights, species):
-    """Rows of weights [n_species, ...] for each atom -> [n, ...].
+def of_species(weights, species, scale: float = 1.0):
+    """Rows of weights [n_species, ...] for each atom, times a number -> [n, ...].
 
     A product with the one-hot matrix while species are few: the gradient of a gather would be a
     contended scatter of all atoms into a few rows.
     """
     n = weights.shape[0]
     if n > 16:
-        return weights[species]
-    onehot = jax.nn.one_hot(species, n, dtype=weights.dtype)
+        return weights[species] * scale
+    onehot = scale * jax.nn.one_hot(species, n, dtype=weights.dtype)
     return jnp.einsum("nz,z...->n...", onehot, weights, precision=jax.lax.Precision.HIGHEST)
 
 

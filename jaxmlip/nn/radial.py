@@ -6,8 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlip.nn.linear import matrix_product
-
 SILU_GAIN = 1.6791767923989418  # 1 / rms of silu of a unit normal, so that activations keep it
 TANH_GAIN = 1.5937334472592695  # the same for tanh; both as e3nn samples them, exact to 0.2 %
 
@@ -141,7 +139,7 @@ class RadialMLP(nn.Module):
 def radial_weights(layers, basis):
     """(hidden matrices, last matrix), basis [..., n] -> weights [..., n_out]."""
     hidden, last = layers
-    return matrix_product(perceptron(hidden, basis), last)
+    return perceptron(hidden, basis, 1 / sqrt(len(last))) @ last.astype(basis.dtype)
 
 
 def split_last(x, sizes) -> list:
@@ -149,8 +147,13 @@ def split_last(x, sizes) -> list:
     return jax.lax.split(x, sizes, axis=x.ndim - 1)
 
 
-def perceptron(layers, x):
-    """x [..., n] through matrices, each followed by a silu of unit gain."""
-    for w in layers:
-        x = jax.nn.silu(matrix_product(x, w)) * SILU_GAIN
-    return x
+def perceptron(layers, x, scale: float = 1.0):
+    """x [..., n] through matrices, each followed by a silu of unit gain; the result times a number.
+
+    Not the matrices but what they give is divided by the root of their size, in passing.
+    """
+    gains = [SILU_GAIN] * len(layers)
+    gains[-1:] = [gain * scale for gain in gains[-1:]]
+    for w, gain in zip(layers, gains, strict=True):
+        x = jax.nn.silu((x @ w.astype(x.dtype)) * (1 / sqrt(len(w)))) * gain
+    return x if layers else x * scale

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
 from jaxmlip.nn.linear import of_species
-from jaxmlip.nn.polynomials import polynomial_map
+from jaxmlip.nn.polynomials import Polynomials
 
 UNROLLED_TERMS = 1000  # more non-zero coefficients than this would take long to compile
 
@@ -126,24 +126,24 @@ def plan(l_max: int, correlation: int, targets: tuple):
 
 
 @cache
-def written_out(l_max: int, correlation: int, targets: tuple) -> list:
-    """The same for `nn.polynomials`: one polynomial for each component of each target.
+def written_out(l_max: int, correlation: int, targets: tuple) -> Polynomials:
+    """The same for `nn.polynomials`: components of the targets, one after the other.
 
-    Weights are counted by degree, target and polynomial, as in the params.
+    Operand 0 are the components, operand 1 the weights, by degree, target and polynomial as in the
+    params.
     """
     factors, tables = plan(l_max, correlation, targets)
-    keys = {1: [(a,) for a in range((l_max + 1) ** 2)]}
+    keys = {1: [((0, a),) for a in range((l_max + 1) ** 2)]}
     for nu, steps in factors.items():
-        keys[nu] = [keys[nu - 1][parent] + (int(a),) for parent, a in steps]
+        keys[nu] = [keys[nu - 1][parent] + ((0, int(a)),) for parent, a in steps]
     out = {(t, m): {} for t in targets for m in range(2 * t[0] + 1)}
     start = 0
     for nu in tables:
         for target, table in tables[nu].items():
             for k, m, q in np.argwhere(table):
-                terms = out[target, m].setdefault(start + k, {})
-                terms[keys[nu][q]] = float(table[k, m, q])
+                out[target, m][*keys[nu][q], (1, int(start + k))] = float(table[k, m, q])
             start += len(table)
-    return list(out.values())
+    return Polynomials(tuple(out.values()), ((l_max + 1) ** 2, start))
 
 
 class SymmetricContraction(nn.Module):
@@ -193,16 +193,10 @@ def _term_by_term(settings):
     The coefficients are sparse (2 % for l_max 2).
     """
     polynomials = written_out(settings.l_max, settings.correlation, settings.targets)
-    values = polynomial_map(polynomials, (settings.l_max + 1) ** 2)
 
     def evaluate(x, weights):
-        # one split: the gradient of a slice each would pad each to the whole array
-        split = lambda array: jax.lax.split(array, [1] * array.shape[1], axis=1)
-        columns = lambda array: [column[:, 0] for column in split(array)]
-        rows = iter(values(columns(x), columns(weights)))
-        return {
-            t: jnp.stack([next(rows) for _ in range(2 * t[0] + 1)], 1) for t in settings.targets
-        }
+        values = jax.lax.split(polynomials(x, weights), [2 * l + 1 for l, _ in settings.targets], 1)
+        return dict(zip(settings.targets, values, strict=True))
 
     return evaluate
 
