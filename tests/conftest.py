@@ -2,7 +2,8 @@
 
 The default run compiles hundreds of programs and runs most of them for milliseconds: LLVM's
 optimisation is most of its time, and what XLA does with the arrays is the same without. Slow tests
-are compiled as users compile. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all of them so.
+and those marked `optimised`, whose programs run long, are compiled as users compile.
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all of them so.
 """
 
 import os
@@ -26,7 +27,7 @@ RANK = {f"test_{name}.py": rank for rank, name in enumerate(LONG)}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    quick = UNOPTIMISED and item.get_closest_marker("slow") is None
+    quick = UNOPTIMISED and not any(map(item.get_closest_marker, ("slow", "optimised")))
     jax.config.update(OPTION, quick)
     os.environ[OPTION.upper()] = str(int(quick))
 

@@ -23,6 +23,8 @@ from jaxmlip.neighbors import neighbor_pairs
 from jaxmlip.potential import Potential
 from jaxmlip.system import concatenate, pad
 
+pytestmark = pytest.mark.optimised  # thousands of steps
+
 ARGON = LennardJones(elements=(18,), cutoff=5.0, smoothness=3)
 MASS = 39.948
 
@@ -78,7 +80,7 @@ def pairs_of(edges, offset=0):
     return set(zip(*(c[edges.mask].tolist() for c in columns), strict=True))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_the_search_on_the_device_finds_the_pairs_of_vesin(seed):
     # triclinic, left-handed, tiny, open and mixed cells in one batch, with padding
     rng = np.random.default_rng(seed)
@@ -116,6 +118,7 @@ def test_a_list_that_is_too_small_says_so():
     assert not search(plan, shrunk).covered
 
 
+@pytest.mark.slow
 def test_the_error_of_the_energy_falls_as_the_square_of_the_time_step():
     # velocity Verlet: the conserved energy swings with an amplitude in dt²
     def swing(dt):
@@ -136,24 +139,25 @@ def test_energy_and_momentum_are_kept():
     assert_allclose(np.asarray(end.velocities).sum(0), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_trajectory_is_that_of_jax_md():
     from jax_md import simulate, space
 
     system = argon()
     run, motion = ready(system, nve(dt=2.0))
     ours = advance(run, started(run, motion), n_records=1, record=20).motion
-    energy = lambda r, **_: ARGON.apply({}, _edges(replace(system, positions=r)))["energy"].sum()
+    plan = plan_list(system, 6.0, room=1.3)
+
+    def energy(r, **_):
+        edges = search(plan, replace(system, positions=jax.lax.stop_gradient(r))).edges
+        return ARGON.apply({}, replace(system, positions=r, edges=edges))["energy"].sum()
+
     init, step = simulate.nve(energy, space.free()[1], 2.0 * units.fs)
     state = init(jax.random.PRNGKey(0), motion.positions, 0.0, mass=MASS)
     state = state.set(momentum=MASS * motion.velocities)
     state = jax.lax.fori_loop(0, 20, lambda _, s: step(s), state)
     # jax_md rounds time steps to float32
     assert_allclose(ours.positions, state.position, atol=1e-6)
-
-
-def _edges(system):
-    plan = plan_list(argon(), 6.0, room=1.3)
-    return replace(system, edges=search(plan, jax.lax.stop_gradient(system)).edges)
 
 
 BATHS = {
@@ -163,19 +167,23 @@ BATHS = {
 }
 
 
-@pytest.mark.parametrize("name", BATHS)
+ONE_BATH = ["csvr", *(pytest.param(n, marks=pytest.mark.slow) for n in ("langevin", "nose-hoover"))]
+
+
+@pytest.mark.parametrize("name", ONE_BATH)
 def test_a_bath_gives_the_canonical_kinetic_energy(name):
     # mean f kT/2 and variance f (kT)²/2 of the kinetic energy; 60 records or more apart by more
     # than the relaxation time; 4 standard errors
     run, motion = ready(argon(), BATHS[name])
     motion, _ = joined(trajectory(run, motion, steps=1000, block=1000, record=1000))
-    _, records = joined(trajectory(run, motion, steps=40_000, block=20_000, record=100))
+    _, records = joined(trajectory(run, motion, steps=20_000, block=20_000, record=50))
     kinetic, dof = records["kinetic_energy"][:, 0], float(run.bodies.dof[0])
     kT, n = units.kB * 60.0, len(records["kinetic_energy"])
     assert_allclose(kinetic.mean(), dof * kT / 2, atol=4 * kT * np.sqrt(dof / 2 / n))
     assert_allclose(kinetic.var() / (dof * kT**2 / 2), 1, atol=4 * np.sqrt(2 / n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["csvr", "nose-hoover"])
 def test_the_energy_with_that_of_the_bath_is_kept(name):
     run, motion = ready(argon(), BATHS[name])
@@ -184,7 +192,7 @@ def test_the_energy_with_that_of_the_bath_is_kept(name):
     assert np.ptp(kept) < 0.02 * np.ptp(records["energy"])
 
 
-@pytest.mark.parametrize("name", BATHS)
+@pytest.mark.parametrize("name", ONE_BATH)
 def test_a_trajectory_goes_on_bit_for_bit(name):
     run, motion = ready(argon(), BATHS[name])
     whole = list(trajectory(run, motion, steps=100, block=50, record=10))
@@ -200,6 +208,7 @@ def _bits(x):
     return np.asarray(jax.random.key_data(x) if typed else x)
 
 
+@pytest.mark.slow
 def test_an_overflow_is_repeated_and_ends_the_same():
     system = argon()
     run, motion = ready(system, nve(dt=4.0))
@@ -213,6 +222,7 @@ def test_an_overflow_is_repeated_and_ends_the_same():
     assert_allclose(blocks[-1].motion.positions, wide.motion.positions, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_structure_moves_the_same_alone_and_among_others():
     small, large = argon(1), argon(2)
     batch = pad(concatenate([small, large]), n_atoms=small.n_atoms + large.n_atoms + 2, n_graphs=3)
@@ -238,6 +248,7 @@ def test_a_structure_moves_the_same_alone_and_among_others():
     assert_allclose(both.velocities[part], single.velocities, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_held_atoms_stay_and_do_not_count():
     system = argon()
     fixed = np.arange(system.n_atoms) < 5
@@ -248,6 +259,7 @@ def test_held_atoms_stay_and_do_not_count():
     assert abs(temperature_of(motion, run.bodies, system)[0] - 60) < 1e-9
 
 
+@pytest.mark.slow
 def test_fast_atoms_are_never_missed():
     # 200 000 K: atoms pass half the skin in one step
     run, motion = ready(argon(1), nve(dt=4.0), temperature=2e5, skin=0.2)

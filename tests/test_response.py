@@ -102,6 +102,35 @@ def test_born_charges_of_point_charges_are_those_of_bonds_whatever_images_are_li
     assert np.abs(naive - found).max() > 0.05  # what the cell alone would say
 
 
+FORMAL = jnp.zeros(120).at[jnp.array([6, 7, 8])].set(jnp.array([1.0, 1.5, -2.0]))
+
+
+def with_formal_charges(model, factor=1.0):
+    """Formal charges, constants, beside those that flow; and of these but a part in the dipole."""
+
+    def apply(params, system):
+        out = model.apply(params, system)
+        formal = FORMAL[system.numbers]
+        moment = sum_atoms(system, formal[:, None] * system.positions)
+        energy = factor * out["energy"] - (moment * system.field).sum(-1)
+        return {"energy": energy, "charges": out["charges"] + formal}
+
+    return Potential(model.init, apply, model.cutoff)
+
+
+def test_formal_charges_beside_bonds_are_added_to_their_born_charges(charges_of_bonds):
+    """Their dipole jumps from image to image by a constant, which has no derivative."""
+    found = jaxmlip.born_charges(with_formal_charges(BONDS).apply)({}, SYSTEM)
+    formal = FORMAL[SYSTEM.numbers][:, None, None] * np.eye(3)
+    assert_allclose(found, charges_of_bonds + formal, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_half_of_the_flowing_charges_in_a_dipole_have_no_born_charges():
+    with pytest.raises(UsageError, match="JM110.*nor as the charges"):
+        jaxmlip.born_charges(with_formal_charges(POINTS, 0.5).apply)({}, SYSTEM)
+
+
 @pytest.mark.slow
 def test_born_charges_are_the_dipole_of_a_supercell_in_which_one_atom_moves(charges_of_bonds):
     """Charges times positions that are not wrapped, all of them within the supercell."""

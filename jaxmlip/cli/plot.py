@@ -4,6 +4,7 @@ import numpy as np
 
 MOLAR = 43.43  # L/(mol cm) of 1 km/mol per cm⁻¹, decadic: 1e5 / (1000 ln 10)
 INK, CURVE, STICK = "#222222", "#1f5f8b", "#d1603d"
+LABEL = (0.036, 0.045)  # width and height of a wavenumber in a figure, of the axes
 
 
 def curve(frequencies_cm1, intensities, *, width: float):
@@ -89,22 +90,24 @@ def _limits(left, right, x, y, intensities):
         axes.minorticks_on()
 
 
-def _labels(axes, frequencies, intensities, x, y, *, most=8, apart=60.0):
-    """Wavenumbers over the strongest lines, as many as have room."""
-    named = []
-    for i in np.argsort(-np.asarray(intensities)):
+def _labels(axes, frequencies, intensities, x, y, *, most=8):
+    """Wavenumbers over the strongest lines, as many as have room; over curve and stick."""
+    strengths, top = np.asarray(intensities), np.max(y, initial=0)
+    largest, named = np.max(strengths, initial=0), []
+    for i in np.argsort(-strengths):
         f = frequencies[i]
-        weak = intensities[i] < 0.03 * np.max(intensities)
-        if weak or f < 0 or len(named) == most:
+        if strengths[i] <= 0.03 * largest or len(named) == most:
             break
-        if all(abs(f - other) > apart for other in named):
-            named.append(f)
-            axes.annotate(
-                f"{f:.0f}",
-                (f, np.interp(f, x, y)),
-                (0, 4),
-                ha="center",
-                fontsize=8,
-                textcoords="offset points",
-                color=INK,
-            )
+        place = f / (x[-1] - x[0]), max(np.interp(f, x, y) / top, strengths[i] / largest)
+        if f < 0 or any(np.all(np.abs(np.subtract(place, n)) < LABEL) for n in named):
+            continue
+        named.append(place)
+        axes.annotate(
+            f"{f:.0f}",
+            (f, top * place[1]),
+            (0, 4),
+            ha="center",
+            fontsize=8,
+            textcoords="offset points",
+            color=INK,
+        )

@@ -32,6 +32,11 @@ class Oscillators:
     dielectric: np.ndarray  # [3, 3] electronic
 
 
+def electronic(polarizability, volume: float) -> np.ndarray:
+    """eps_inf [3, 3] of a cell of `volume` Å³, from its polarizability [3, 3] e² Å²/eV."""
+    return np.eye(3) + FULL * np.asarray(polarizability, np.float64) / volume
+
+
 def oscillators(born_charges, modes: Modes, dielectric, volume: float) -> Oscillators:
     """From Born charges [n_atoms, 3, 3] e, modes at Gamma, eps_inf [3, 3] and the cell's Å³."""
     dielectric = _checked(dielectric)

@@ -8,6 +8,7 @@ from jaxmlip.cli import analysis, session
 from jaxmlip.cli.crystal import crystals
 from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError, UsageError
+from jaxmlip.vibrations.dielectric import electronic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,12 @@ def polar_crystal(atoms, model, output: Output, *, relax_steps=0, raman=False) -
         out = _derivatives(system, model, raman)
     found = analysis.analysed(atoms, out, relax_steps, output)
     group = symmetry(atoms, tolerance=1e-3)
-    eps = out.get("dielectric")
+    alpha, volume = out.get("polarizability"), atoms.get_volume()
     return PolarCrystal(
         found=replace(found, dipole=None),  # of a crystal: modulo lattice vectors
         hessian=out["hessian"],
-        dielectric=None if eps is None else eps[0],
-        volume=atoms.get_volume(),
+        dielectric=None if alpha is None else electronic(alpha[0], volume),
+        volume=volume,
         stress=out["stress"][0],
         symmetry=f"{group.symbol} ({group.number})",
     )
@@ -87,7 +88,6 @@ def _derivatives(system, model, raman) -> dict:
         out["hessian"] = d.hessian(apply)(params, system)
         if has_alpha:
             out["polarizability"] = d.polarizability(apply)(params, system)
-            out["dielectric"] = d.dielectric(apply)(params, system)
         if raman:
             out["raman_tensors"] = d.raman_tensors(apply)(params, system)
         if not charged:

@@ -68,8 +68,8 @@ def periodic_born_charges(apply):
 
     As `born_charges`, which calls it where it is needed. The exact answer for dipoles of point
     charges, of bonds and of atoms, and any sum of them. NaN for structures where there is none:
-    charges that are not conserved locally, or a dipole that depends on the images of atoms and not
-    as the predicted `charges` do.
+    charges that are not conserved locally, or a dipole that depends on the images of atoms neither
+    as the predicted `charges` do nor by a constant (as formal charges beside bonds do).
     """
     gradient = by_field(apply)
 
@@ -135,8 +135,8 @@ def _check(spilt, share, periodic):
     where, fix = "born_charges", "a potential whose dipole is a sum over atoms or bonds"
     if np.isnan(share[periodic]).any():
         raise UsageError(
-            "the dipole depends on the images at which atoms are listed, and not as the charges "
-            "that are predicted do: in a crystal it has no derivative",
+            "the dipole depends on the images at which atoms are listed, neither by a constant nor "
+            "as the charges that are predicted do: in a crystal it has no derivative",
             where=where,
             fix=fix,
             code="JM110",
