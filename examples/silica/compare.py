@@ -62,15 +62,21 @@ def main():
     parser.add_argument("--data", default="data/silica/test.extxyz")
     parser.add_argument("--json", type=Path, default=Path("silica_accuracy.json"))
     args = parser.parse_args()
-    out = {
-        "Accuracy on frames that were held out": evaluate_model(
-            path_of(args.model), args.data, batch_atoms=72
+    out = {}
+    for title, figures_of in (
+        (
+            "Accuracy on frames that were held out",
+            lambda: evaluate_model(path_of(args.model), args.data, batch_atoms=72),
         ),
-        "Alpha-quartz, lattice of experiment, atoms relaxed": quartz_figures(args.model),
-    }
-    for figures in out.values():
-        for key, value in figures.items():
-            print(f"{key:34s} {value:.4g}" if isinstance(value, float) else f"{key:34s} {value}")
+        (
+            "Alpha-quartz, lattice of experiment, atoms relaxed",
+            lambda: quartz_figures(args.model),
+        ),
+    ):
+        out[title] = figures_of()
+        for key, value in out[title].items():
+            text = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{key:34s} {text}", flush=True)
     digest = card(args.model)["sha256"]
     args.json.write_text(json.dumps({"model_sha256": digest} | out, indent=1, ensure_ascii=False))
 

@@ -2,7 +2,8 @@
 
     python examples/silica/make_data.py --source SiO2.extxyz.xz --out data/silica
 
-The data are those of Falletta et al., Nature Communications 16, 4031 (2025), MIT licence
+The data are those of Falletta et al., Nature Communications 2025
+(10.1038/s41467-025-59304-1), MIT licence
 (github.com/mir-group/allegro-pol), gathered in one extended XYZ file. Every fifth frame or so is
 held out, one in twenty validates: a SHA-256 of its positions decides, so that the
 split does not depend on the order of the file.

@@ -59,8 +59,13 @@ def shifted(axes, x, y, *, compare=None) -> None:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def raman(path, frequencies_cm1, heights, x, y, *, title: str, small: str, compare=None) -> None:
-    """Raman scattering against the shift, rising to the right; PNG."""
+def raman(
+    path, frequencies_cm1, heights, sections, x, y, *, title: str, small: str, compare=None
+) -> None:
+    """Raman scattering against the shift, rising to the right; PNG.
+
+    heights: of the sticks, activities; sections: cross-sections, which make the curve.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,7 +77,7 @@ def raman(path, frequencies_cm1, heights, x, y, *, title: str, small: str, compa
     right.vlines(frequencies_cm1, 0, heights, color=STICK, lw=1.2)
     _limits(left, right, x, y, heights)
     left.set_xlim(0, x[-1])
-    _labels(left, frequencies_cm1, heights, x, y)
+    _labels(left, frequencies_cm1, heights, x, y, areas=sections)
     left.set(xlabel="Raman shift (cm⁻¹)", ylabel="dσ/dΩ (10⁻³⁰ cm² sr⁻¹ per cm⁻¹)")
     right.set_ylabel("activity (Å⁴ amu⁻¹)", color=STICK)
     left.set_title(title, loc="left", fontsize=11, color=INK)
@@ -90,15 +95,19 @@ def _limits(left, right, x, y, intensities):
         axes.minorticks_on()
 
 
-def _labels(axes, frequencies, intensities, x, y, *, most=8):
-    """Wavenumbers over the strongest lines, as many as have room; over curve and stick."""
-    strengths, top = np.asarray(intensities), np.max(y, initial=0)
-    largest, named = np.max(strengths, initial=0), []
+def _labels(axes, frequencies, intensities, x, y, *, areas=None, most=8):
+    """Wavenumbers over the strongest lines, as many as have room; over curve and stick.
+
+    areas: of the lines in the curve, if they are others than those of the sticks.
+    """
+    share = lambda v: np.asarray(v) / max(np.max(v, initial=0), 1e-300)
+    sticks, top, named = share(intensities), np.max(y, initial=1e-300), []
+    strengths = sticks if areas is None else np.maximum(sticks, share(areas))
     for i in np.argsort(-strengths):
         f = frequencies[i]
-        if strengths[i] <= 0.03 * largest or len(named) == most:
+        if strengths[i] <= 0.03 or len(named) == most:
             break
-        place = f / (x[-1] - x[0]), max(np.interp(f, x, y) / top, strengths[i] / largest)
+        place = f / (x[-1] - x[0]), max(np.interp(f, x, y) / top, sticks[i])
         if f < 0 or any(np.all(np.abs(np.subtract(place, n)) < LABEL) for n in named):
             continue
         named.append(place)

@@ -127,7 +127,7 @@ def _finish(found, model, output: Output, light, width, compare, extra, *, sourc
         "mode_tensors_A2_per_sqrt_amu": tensors,
         "raman_tensors_A2": units.coulomb_constant * found.raman_tensors,
     }
-    _write(found, strengths, output, model, light, width, compare)
+    _write(found, strengths, sections, output, model, light, width, compare)
     output.finish(results)
 
 
@@ -143,7 +143,7 @@ def _table(found, strengths, ratios, sections):
     return table(columns | {"what moves": "left"}, rows, title=title)
 
 
-def _write(found, strengths, output, model, light, width, compare):
+def _write(found, strengths, sections, output, model, light, width, compare):
     import numpy as np
 
     from jaxmlip.cli import analysis, plot
@@ -160,7 +160,15 @@ def _write(found, strengths, output, model, light, width, compare):
     write(
         output.paths["raman.png"],
         lambda partial: plot.raman(
-            partial, frequencies, strengths, x, y, title=title, small=small, compare=compare
+            partial,
+            frequencies,
+            strengths,
+            sections,
+            x,
+            y,
+            title=title,
+            small=small,
+            compare=compare,
         ),
     )
     write_extxyz(output.paths["relaxed.xyz"], analysis.with_energies(found))

@@ -118,7 +118,8 @@ def _tensors(results):
     rows = []
     for name, key in (("ε∞", "epsilon_infinity"), ("ε(0)", "epsilon_static")):
         if results[key] is not None:
-            rows += [(name, *(f"{x:.4f}" for x in row)) for row in np.asarray(results[key])]
+            rounded = np.round(results[key], 4) + 0.0  # no -0
+            rows += [(name, *(f"{x:.4f}" for x in row)) for row in rounded]
     return table({"": "left"} | dict.fromkeys("xyz", "right"), rows)
 
 
