@@ -14,6 +14,7 @@ LEVEL = {
     "units": 0,
     "errors": 0,
     "contractions": 0,
+    "json_text": 0,
     "neighbors": 1,
     "cell_list": 1,
     "potential": 1,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxmlip import json_text
 from jaxmlip.errors import ModelError, ResourceError, did_you_mean
 from jaxmlip.models import architectures
 from jaxmlip.models.elements import keep_elements
@@ -171,7 +172,7 @@ def read(path) -> tuple[dict, dict]:
 def _checked_card(header: str, where: str) -> dict:
     again = "copy or download the file again"
     try:
-        card = json.loads(header)
+        card = json_text.parse(header)
         missing = [k for k in OWED if k not in card]
     except (ValueError, TypeError) as error:
         what = f"the model card is not JSON ({error})"

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 
+from jaxmlip import json_text
 from jaxmlip.errors import ModelError, UsageError
 
 FORMAT = 1
@@ -33,7 +34,7 @@ def read(path) -> tuple[dict, dict]:
             arrays = {name: file[name] for name in file.files}
         text = arrays.pop("manifest").tobytes()
         whole = hashlib.sha256(text).digest() == arrays.pop("manifest_sha256").tobytes()
-        manifest = json.loads(text)
+        manifest = json_text.parse(text)
         whole = whole and manifest["sha256"] == {k: digest(v) for k, v in arrays.items()}
     except Exception as error:  # zip, zlib, numpy and JSON each have kinds of their own
         raise ModelError(

@@ -8,13 +8,13 @@ ViSNet and eSEN are refused.
 """
 
 import io
-import json
 import zipfile
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
 
+from jaxmlip import json_text
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.weights.mace_torch import MAX_COUPLINGS
 from jaxmlip.interfaces.weights.mace_torch_weights import projection
@@ -60,7 +60,7 @@ def read(path, head: str | None = None) -> tuple[dict, dict]:
     """
     largest = min(LARGEST, 2**26 + 200 * Path(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
-        settings = json.loads(_member(archive, SETTINGS, LONGEST))
+        settings = json_text.parse(_member(archive, SETTINGS, LONGEST))
         arrays = _arrays(_member(archive, WEIGHTS, largest), largest)
     return convert(settings, arrays, head=head)
 

@@ -6,7 +6,6 @@ factors in which the codes differ (basis 2/rc, no gain in the radial network, an
 gates, edges that point at the sender) go into the weights, without approximation.
 """
 
-import json
 import re
 from io import BytesIO
 from itertools import pairwise
@@ -15,6 +14,7 @@ from math import prod, sqrt
 import numpy as np
 from numpy.lib import format as npy
 
+from jaxmlip import json_text
 from jaxmlip.errors import ModelError
 from jaxmlip.nn.linear import name_of
 from jaxmlip.nn.radial import SILU_GAIN
@@ -37,7 +37,7 @@ def matches(path) -> bool:
     """Whether a file begins with the settings of a Nequix model; never raises."""
     try:
         with open(path, "rb") as file:
-            return "hidden_irreps" in json.loads(file.readline(LONGEST))
+            return "hidden_irreps" in json_text.parse(file.readline(LONGEST))
     except Exception:
         return False
 
@@ -46,7 +46,7 @@ def read(path) -> tuple[dict, dict]:
     """(card, params) of a .nqx file. Raises `ModelError` if it is not whole or not like ours."""
     try:
         with open(path, "rb") as file:
-            settings, data = json.loads(file.readline(LONGEST)), file.read()
+            settings, data = json_text.parse(file.readline(LONGEST)), file.read()
         fields = _fields(settings)
         energies, *layers, readout = _arrays(data, _shapes(fields, settings))
     except ModelError as error:

@@ -7,11 +7,11 @@ switch off the dispersion. For molecules in vacuum its authors advise a cutoff o
 field `cutoff`.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from jaxmlip import json_text
 from jaxmlip.errors import ModelError
 from jaxmlip.interfaces.weights.unpickle import read_pickle
 from jaxmlip.nn.pairwise import FREE_ATOMS
@@ -78,7 +78,7 @@ def read(path) -> tuple[dict, dict]:
 
 def _settings(path):
     try:
-        return json.loads(path.read_bytes())
+        return json_text.parse(path.read_bytes())
     except OSError as error:
         raise ModelError(
             f"its settings are missing ({error.strerror})",
