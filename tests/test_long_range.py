@@ -353,6 +353,7 @@ def far_sighted():
     return model, jax.jit(model.init)(KEY, system), system
 
 
+@pytest.mark.slow
 def test_far_charges_are_felt_and_not_without_a_plan():
     model, params, system = far_sighted()
     with pytest.raises(ModelError, match="JM530"):
