@@ -23,11 +23,8 @@ def elastic(
         bool, typer.Option("--relax/--no-relax", help="Relax cell and atoms first.")
     ] = True,
     pressure: Annotated[float, typer.Option(help="Pressure of that relaxation, GPa.")] = 0.0,
-    primitive: Annotated[
-        bool,
-        typer.Option("--primitive/--as-given", help="Reduce to the primitive cell (not turned)."),
-    ] = True,
-    symprec: Annotated[float, typer.Option(help="Å within which atoms are equivalent.")] = 1e-3,
+    primitive: options.Primitive = True,
+    symprec: options.Symprec = 1e-3,
     fmax: options.Fmax = 1e-5,
     stress: Annotated[
         float, typer.Option(min=0, help="Relax to a stress + pressure below this, eV/Å³.")

@@ -72,7 +72,7 @@ def phonons(
             help="Reduce the structure to its primitive cell, or take the cell of FILE.",
         ),
     ] = True,
-    symprec: Annotated[float, typer.Option(help="Å within which atoms are equivalent.")] = 1e-3,
+    symprec: options.Symprec = 1e-3,
     qpoints: Annotated[
         str | None,
         typer.Option(

@@ -40,11 +40,8 @@ def qha(
     equation: Annotated[
         Equation, typer.Option(help="Equation of state at every temperature.")
     ] = Equation.vinet,
-    primitive: Annotated[
-        bool,
-        typer.Option("--primitive/--as-given", help="Reduce to the primitive cell (not turned)."),
-    ] = True,
-    symprec: Annotated[float, typer.Option(help="Å within which atoms are equivalent.")] = 1e-3,
+    primitive: options.Primitive = True,
+    symprec: options.Symprec = 1e-3,
     fmax: options.Fmax = 1e-5,
     stress: Annotated[
         float, typer.Option(min=0, help="Relax to stresses below this, eV/Å³.")
