@@ -16,6 +16,7 @@ from structures import KEY, ethanol, toy, triclinic
 import jaxmlip
 from jaxmlip.errors import DataError, ModelError, PrecisionError, UsageError
 from jaxmlip.models import MACE, LennardJones, checkpoint
+from jaxmlip.potential import PER_ATOM
 from jaxmlip.pretrained.export import export, load_exported
 from jaxmlip.system import concatenate, pad
 
@@ -70,7 +71,7 @@ def test_a_program_is_its_potential(mace, program, live, atoms):
     system = jaxmlip.from_ase(atoms, CUTOFF)
     out = live(mace[1], pad(system, n_atoms=9, n_neighbors=17))
     n = len(atoms)
-    expected = {k: v[:n] if k in ("energies", "charges", "forces") else v for k, v in out.items()}
+    expected = {k: v[:n] if k in PER_ATOM else v for k, v in out.items()}
     assert_equal(found.predict(found.params, system), expected)
 
 
