@@ -5,10 +5,12 @@ from math import sqrt
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlip.nn import blocks
 from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
+from jaxmlip.nn.radial import split_last
 from jaxmlip.system import System, sum_edges, to_edges, with_ghosts
 
 Key = tuple[int, int]  # degree l, parity p
@@ -139,12 +141,10 @@ def convolve(system: System, sent, harmonics, weights, couplings) -> dict:
     per receiver the reduction is one batched matrix product a path, and messages are never stored.
     """
     out: dict = {}
-    for weight, (sender, l, target) in zip(weights, couplings, strict=True):
-        table = sqrt(2 * target[0] + 1) * clebsch_gordan(sender[0], l, target[0])
-        table = jnp.asarray(table, harmonics[l].dtype)
-        factors = jnp.einsum("amb,...m->...ab", table, harmonics[l])
+    factors = coupled_harmonics(harmonics, couplings)
+    for weight, factor, (sender, _, target) in zip(weights, factors, couplings, strict=True):
         values = weight[..., None, :] * sent[sender]
-        out.setdefault(target, []).append(sum_edges(system, values, factors, masked=True))
+        out.setdefault(target, []).append(sum_edges(system, values, factor, masked=True))
     return {key: jnp.concatenate(parts, -1) for key, parts in out.items()}
 
 
@@ -156,3 +156,27 @@ def tensor_product(x, y, l3: int):
     l1, l2 = (x.shape[-2] - 1) // 2, (y.shape[-2] - 1) // 2
     table = jnp.asarray(sqrt(2 * l3 + 1) * clebsch_gordan(l1, l2, l3), x.dtype)
     return jnp.einsum("...ac,...bc,abm->...mc", x, y, table)
+
+
+def coupled_harmonics(harmonics, couplings) -> list:
+    """[edge, 2l+1] for each degree -> [edge, components of sender, of message] for each path.
+
+    One product with the coefficients of all paths: a product for each is dozens of kernels more to
+    compile, with the derivatives.
+    """
+    y = jnp.concatenate(harmonics, -1)
+    tables = [_coupling(sender[0], l, target[0], y.shape[-1]) for sender, l, target in couplings]
+    full = np.concatenate([table.reshape(len(table), -1) for table in tables], -1)
+    sizes = [table[0].size for table in tables]
+    columns = split_last(y @ jnp.asarray(full, y.dtype), sizes)
+    return [
+        x.reshape(*x.shape[:-1], *table.shape[1:]) for x, table in zip(columns, tables, strict=True)
+    ]
+
+
+def _coupling(sender, l, target, n_components):
+    """Coefficients [all components, 2 sender + 1, 2 target + 1], component normalisation."""
+    table = np.zeros((n_components, 2 * sender + 1, 2 * target + 1))
+    coefficients = sqrt(2 * target + 1) * clebsch_gordan(sender, l, target)
+    table[l * l : (l + 1) ** 2] = np.swapaxes(coefficients, 0, 1)
+    return table
