@@ -88,7 +88,7 @@ def stamp():
     options, hidden = [], False
     for word in sys.argv[1:]:
         hidden = hidden and not word.startswith("--") or word in ("--output", "--environments")
-        options += [] if hidden else [word]
+        options += [] if hidden else [Path(word).name if Path(word).is_absolute() else word]
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *options])
     return {"date": time.strftime("%Y-%m-%d"), "processor": processor(), "command": command}
 

@@ -26,9 +26,9 @@ SETTING += ("l_max", "hidden_l", "correlation", "n_layers")
 
 def main(paths):
     lines = [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
-    compared = [r for r in lines if "against" not in r and r["task"] != "profile"]
+    compared = [r for r in lines if "against" not in r and r["task"] in TITLES]
     print(HEAD)
-    for table in (*comparisons(compared), *scaling(lines), *profiles(lines)):
+    for table in (*comparisons(compared), *first_calls(lines), *scaling(lines), *profiles(lines)):
         print(table + "\n")
     print("## Commands\n")
     for command in dict.fromkeys(r["command"] for r in lines):
@@ -90,6 +90,23 @@ def time_in(result, ours):
 def details(result):
     keys = ("first_cpu_s", "temporary_mb", "peak_rss_mb", "n_parameters")
     return ", ".join(number(result.get(key)) for key in keys)
+
+
+def first_calls(lines):
+    """Compile times of whole models."""
+    lines = [r for r in lines if r["task"] == "first_call"]
+    rows = [
+        [r["model"], r.get("n_atoms", ""), *(first_call(r, k) for k in ("forces", "hessian"))]
+        for r in lines
+    ]
+    if rows:
+        yield "## Trace and compile, CPU s: packaged and imported models, float64\n\n" + markdown(
+            ["model", "atoms", "energy + forces", "Hessian"], rows
+        )
+
+
+def first_call(result, function):
+    return number(result.get(f"{function}_compile_cpu_s"))
 
 
 def scaling(lines):
