@@ -20,7 +20,8 @@ jax.config.update("jax_enable_x64", True)
 LONG = (
     "parallel readme bloch models phonons engine long_range response electrostatics mesh screening "
     "cli train so3krates mace_torch hessian nn elements cell_relaxation quasiharmonic elasticity "
-    "pretrained export raman benchmarks"
+    "pretrained export raman benchmarks trajectory md_cli correlation_spectra heat_flux "
+    "constant_pressure"
 ).split()
 RANK = {f"test_{name}.py": rank for rank, name in enumerate(LONG)}
 

@@ -1,6 +1,9 @@
 """Pair potentials against ASE and against their formulas."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -12,6 +15,7 @@ from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import ZBL, LennardJones, Morse
+from jaxmlip.nn.mutual import mutual_differences
 
 
 def curve(model, distances, numbers):
@@ -107,3 +111,36 @@ def test_a_table_that_is_not_symmetric_is_refused():
 def test_a_pair_potential_has_no_parameters():
     system = from_ase(Atoms("Ar"), 8.5)
     assert LennardJones().init(jax.random.key(0), system) == {}
+
+
+def test_mutual_differences_have_the_derivatives_of_plain_ones():
+    # a list of both directions, so every order and mode must agree with the scatter of plain
+    # differences; and a batch of lists is one list
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(6, 3))
+    senders = jnp.asarray([[j for j in range(6) if j != i] for i in range(6)])
+
+    def energy(difference, points, senders):
+        axes = [difference(points[:, i], senders) for i in range(3)]
+        return jnp.sum(jnp.exp(-sum(axis**2 for axis in axes)))
+
+    plain = lambda x, senders: x[:, None] - x[senders]
+    for order in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+        ours = jax.jit(order(lambda x: energy(mutual_differences, x, senders)))(points)
+        expected = jax.jit(order(lambda x: energy(plain, x, senders)))(points)
+        assert_allclose(ours, expected, atol=1e-13)
+    many = jnp.stack([points, 2 * points]), jnp.stack([senders, senders[:, ::-1]])
+    slope = lambda difference: jax.vmap(jax.grad(lambda x, s: energy(difference, x, s)))
+    assert_allclose(slope(mutual_differences)(*many), slope(plain)(*many), atol=1e-13)
+
+
+def test_energies_of_atoms_have_slopes_of_their_own():
+    # the slope of one atom's energy is not antisymmetric in its pairs: it takes the plain way
+    system = from_ase(bulk("Ar", "fcc", 5.3, cubic=True), 5.0, dtype="float64")
+    model = LennardJones(cutoff=5.0)
+    first = jax.jit(lambda r: model.apply({}, replace(system, positions=r))["energies"][0])
+    numerical = [
+        (first(system.positions + step) - first(system.positions - step)) / 2e-4
+        for step in 1e-4 * np.eye(12).reshape(12, 4, 3)
+    ]
+    assert_allclose(jax.jit(jax.grad(first))(system.positions).reshape(-1), numerical, atol=1e-8)

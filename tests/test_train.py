@@ -21,6 +21,7 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
+from jaxmlip.restart import newest_state, read_state, saved_states
 from jaxmlip.system import cast, edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
 from jaxmlip.train.accuracy import evaluate, evaluate_model
 from jaxmlip.train.config import read_config
@@ -37,7 +38,6 @@ from jaxmlip.train.losses import (
 )
 from jaxmlip.train.prediction import along, labelled_prediction, random_directions
 from jaxmlip.train.setup import check_dipoles
-from jaxmlip.train.state import newest_state, read_state, saved_states
 from jaxmlip.train.step import adam, averaged, learning_rate, training
 
 

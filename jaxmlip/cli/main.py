@@ -18,11 +18,13 @@ from jaxmlip.cli import (
     doctor,
     evaluate,
     ir,
+    md,
     models,
     modes,
     raman,
     relax,
     singlepoint,
+    spectra,
     train,
     ts,
 )
@@ -48,7 +50,7 @@ app = typer.Typer(
     epilog="--debug, anywhere on the line, shows where an error came from.",
 )
 COMMANDS = (
-    *(ir, raman, modes, ts, phonons, elastic, qha, screen, singlepoint, relax),
+    *(ir, raman, spectra, modes, ts, phonons, elastic, qha, screen, singlepoint, relax, md),
     *(train, evaluate, doctor, demo),
 )
 for room in COMMANDS:

@@ -13,6 +13,7 @@ from jaxmlip.derivatives.bloch.supercell import (
 )
 from jaxmlip.derivatives.elastic import ElasticConstants, elastic_constants
 from jaxmlip.derivatives.first import forces, predict, stress
+from jaxmlip.derivatives.heat_flux import heat_flux
 from jaxmlip.derivatives.response import (
     CrystalResponse,
     born_charges,
@@ -53,6 +54,7 @@ __all__ = [
     "elastic_constants",
     "forces",
     "group_velocities",
+    "heat_flux",
     "hessian",
     "hessian_vector_product",
     "image_dependence",

@@ -1,16 +1,19 @@
 """Motion: relaxation of positions and cells, and molecular dynamics, in compiled blocks."""
 
+from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.cell import fixed_cell, fixed_volume, hydrostatic, relax_cell
 from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
 from jaxmlip.md.minimizers import Minimizer, fire, lbfgs
 from jaxmlip.md.motion import Motion, at_rest, thermal_motion
 from jaxmlip.md.relax import RelaxInfo, relax
 from jaxmlip.md.run import Block, Run, prepare, trajectory
+from jaxmlip.md.simulate import Plan, simulate
 
 __all__ = [
     "Block",
     "Minimizer",
     "Motion",
+    "Plan",
     "RelaxInfo",
     "Run",
     "at_rest",
@@ -26,6 +29,8 @@ __all__ = [
     "prepare",
     "relax",
     "relax_cell",
+    "simulate",
+    "stochastic_cell",
     "thermal_motion",
     "trajectory",
 ]

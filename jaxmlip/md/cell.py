@@ -74,7 +74,7 @@ def _periodic_strain(system):
     return lambda epsilon: space @ epsilon @ space
 
 
-def _as_function(free):
+def as_function(free):
     if free is None or callable(free):
         return free or (lambda epsilon: epsilon)
     mask = np.asarray(free, float)
@@ -122,7 +122,7 @@ def relax_cell(
     Raises `DataError` where no axis is periodic, `UsageError` for operations that do not fit.
     """
     check_single(system)
-    strains = [_as_function(free), _periodic_strain(system)]
+    strains = [as_function(free), _periodic_strain(system)]
     held, operations = held_atoms(system, fixed), operations_of(system, symmetry)
     system = symmetrized(system, operations)
     _check_held(held, operations)

@@ -5,16 +5,17 @@ stochastic rescaling from one key (so they are not independent), keeps time step
 in float32 and has one thermostat for a whole batch.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlip import units
 from jaxmlip.errors import UsageError
-from jaxmlip.md.motion import Integrator, kinetic_energy, normals
+from jaxmlip.md.motion import Integrator, centered, kinetic_energy, normals, per_structure
+from jaxmlip.system import Array
 
 # Suzuki-Yoshida weights of order 4 (Martyna, Tuckerman, Tobias and Klein, 1996,
 # 10.1080/00268979600100761)
@@ -22,105 +23,149 @@ _OUTER = 1 / (2 - 2 ** (1 / 3))
 SUZUKI_YOSHIDA = (_OUTER, 1 - 2 * _OUTER, _OUTER)
 
 
-@lru_cache
+def same(make):
+    """`make`, which gives the same object for the same numbers (so nothing is compiled twice);
+    arrays and lists, one number a structure, may stand for a number.
+    """
+    cached = lru_cache(make)
+
+    def plain(value):
+        value = np.asarray(value).tolist() if isinstance(value, Array) else value
+        return tuple(map(plain, value)) if isinstance(value, list) else value
+
+    @wraps(make)
+    def made(*args, **options):
+        return cached(*args, **{name: plain(value) for name, value in options.items()})
+
+    return made
+
+
+@same
 def nve(*, dt: float) -> Integrator:
     """Velocity Verlet: constant energy (Swope et al., 1982, 10.1063/1.442716). dt: fs."""
     dt = checked(dt) * units.fs
 
     def before(motion, bodies, system):
-        return drifted(kicked(motion, bodies, dt / 2), dt)
+        return drifted(kicked(motion, bodies, system, dt / 2), dt)
 
     def after(motion, bodies, system):
-        return kicked(motion, bodies, dt / 2)
+        return kicked(motion, bodies, system, dt / 2)
 
     return Integrator(lambda motion, bodies: (), before, after, dt)
 
 
-@lru_cache
+@same
 def langevin(*, dt: float, temperature, friction: float = 0.01) -> Integrator:
     """Langevin dynamics by the BAOAB splitting (Leimkuhler and Matthews, 2013, 10.1063/1.4802990).
 
-    dt: fs. temperature: K, or a function of the time in fs. friction: 1/fs. Acts on every degree
-    of freedom, the centre of mass too.
+    dt: fs. temperature: K; one number, one a structure, or a function of the time in fs that
+    gives either. friction: 1/fs. Acts on every degree of freedom, on the centre of mass too unless
+    it is held.
     """
     dt, gamma = checked(dt) * units.fs, friction / units.fs
+    kT = energy_of(temperature, dt)
 
     def before(motion, bodies, system):
-        motion = drifted(kicked(motion, bodies, dt / 2), dt / 2)
-        motion = damped(motion, bodies, system, dt, gamma, kT_at(temperature, motion, dt))
+        motion = drifted(kicked(motion, bodies, system, dt / 2), dt / 2)
+        motion = damped(motion, bodies, system, dt, gamma, kT(motion))
         return drifted(motion, dt / 2)
 
     def after(motion, bodies, system):
-        return kicked(motion, bodies, dt / 2)
+        return kicked(motion, bodies, system, dt / 2)
 
-    return Integrator(lambda motion, bodies: (), before, after, dt, keeps_momentum=False)
+    return Integrator(
+        lambda motion, bodies: (),
+        before,
+        after,
+        dt,
+        keeps_momentum=False,
+        kT=kT,
+        check=check_number(temperature=temperature),
+    )
 
 
-@lru_cache
+@same
 def csvr(*, dt: float, temperature, tau: float = 100.0) -> Integrator:
     """Canonical sampling by velocity rescaling (Bussi, Donadio and Parrinello, 2007,
     10.1063/1.2408420).
 
-    dt, tau (relaxation time): fs. temperature: K, or a function of the time in fs. The bath is
-    the energy that it has given, eV: with it, the total is conserved within the error of `dt`.
+    dt, tau (relaxation time): fs. temperature: as in `langevin`. The bath is the energy that it
+    has given, eV: with it, the total is conserved within the error of `dt`.
     """
     verlet, tau = nve(dt=dt), tau * units.fs
     dt = verlet.dt
+    kT = energy_of(temperature, dt)
 
     def after(motion, bodies, system):
         motion = verlet.after(motion, bodies, system)
-        return rescaled(motion, bodies, system, dt / tau, kT_at(temperature, motion, dt))
+        return rescaled(motion, bodies, system, dt / tau, kT(motion))
 
     return verlet._replace(
         init=lambda motion, bodies: jnp.zeros_like(motion.energy),
         after=after,
         bath_energy=lambda motion, bodies: -motion.bath,
+        kT=kT,
+        check=check_number(temperature=temperature),
     )
 
 
-@lru_cache
-def nose_hoover(*, dt: float, temperature: float, tau: float = 100.0, length: int = 3):
+@same
+def nose_hoover(*, dt: float, temperature, tau: float = 100.0, length: int = 3) -> Integrator:
     """A Nosé-Hoover chain: deterministic, reversible, canonical for systems that are ergodic
     (Martyna, Klein and Tuckerman, 1992, 10.1063/1.463940; Martyna et al., 1996).
 
-    dt, tau (period of the bath): fs. temperature: K. length: thermostats of the chain.
+    dt, tau (period of the bath): fs. temperature: K, one number or one a structure. length:
+    thermostats of the chain.
     """
     verlet, tau = nve(dt=dt), tau * units.fs
-    dt, kT = verlet.dt, units.kB * temperature
     if length < 2:
         raise UsageError(f"a chain of length {length}; it needs at least 2", where="nose_hoover")
+    if callable(temperature):
+        raise UsageError("its inertia needs one temperature for all times", where="nose_hoover")
+    dt = verlet.dt
+    kT = energy_of(temperature, dt)
 
-    def inertia(bodies):
+    def inertia(motion, bodies):
         first = jnp.maximum(bodies.dof, 1)[:, None]
-        return kT * tau**2 * jnp.concatenate([first, *[jnp.ones_like(first)] * (length - 1)], 1)
+        chain = jnp.concatenate([first, *[jnp.ones_like(first)] * (length - 1)], 1)
+        return kT(motion)[..., None] * tau**2 * chain
 
     def init(motion, bodies):
         zero = jnp.zeros((len(bodies.dof), length), motion.positions.dtype)
         return {"positions": zero, "velocities": zero}
 
+    def half(motion, bodies, system):
+        return chained(motion, bodies, system, inertia(motion, bodies), kT(motion), dt / 2)
+
     def before(motion, bodies, system):
-        motion = chained(motion, bodies, system, inertia(bodies), kT, dt / 2)
-        return verlet.before(motion, bodies, system)
+        return verlet.before(half(motion, bodies, system), bodies, system)
 
     def after(motion, bodies, system):
-        motion = verlet.after(motion, bodies, system)
-        return chained(motion, bodies, system, inertia(bodies), kT, dt / 2)
+        return half(verlet.after(motion, bodies, system), bodies, system)
 
     def bath_energy(motion, bodies):
         x, v = motion.bath["positions"], motion.bath["velocities"]
-        kinetic = 0.5 * (inertia(bodies) * v**2).sum(1)
-        return kinetic + kT * (bodies.dof * x[:, 0] + x[:, 1:].sum(1))
+        kinetic = 0.5 * (inertia(motion, bodies) * v**2).sum(1)
+        return kinetic + kT(motion) * (bodies.dof * x[:, 0] + x[:, 1:].sum(1))
 
-    return verlet._replace(init=init, before=before, after=after, bath_energy=bath_energy)
+    return verlet._replace(
+        init=init,
+        before=before,
+        after=after,
+        bath_energy=bath_energy,
+        kT=kT,
+        check=check_number(temperature=temperature),
+    )
 
 
 # --- parts of steps ------------------------------------------------------------------------------
 
 
-def kicked(motion, bodies, dt):
-    """Velocities after the forces have acted for `dt`; held atoms keep still."""
+def kicked(motion, bodies, system, dt):
+    """Velocities after the forces have acted for `dt`; what is held keeps still."""
     kick = dt * motion.forces / bodies.masses[:, None]
-    return replace(motion, velocities=motion.velocities + jnp.where(bodies.free[:, None], kick, 0))
+    velocities = motion.velocities + jnp.where(bodies.free[:, None], kick, 0)
+    return replace(motion, velocities=centered(velocities, bodies, system))
 
 
 def drifted(motion, dt):
@@ -128,11 +173,31 @@ def drifted(motion, dt):
     return replace(motion, positions=motion.positions + dt * motion.velocities)
 
 
-def kT_at(temperature: float | Callable, motion, dt):
-    """kB T at the time of the motion, eV."""
-    if callable(temperature):
-        temperature = temperature(motion.step * (dt / units.fs))
-    return units.kB * temperature
+def energy_of(temperature, dt):
+    """kB T (eV, one number or [n_graphs]) as a function of the motion."""
+    at = as_function(temperature, dt)
+    return lambda motion: units.kB * at(motion)
+
+
+def as_function(value, dt):
+    """A number, one a structure, or a function of the time in fs, as a function of the motion."""
+
+    def at(motion):
+        now = value(motion.step * (dt / units.fs)) if callable(value) else value
+        return jnp.asarray(now, motion.velocities.dtype)
+
+    return at
+
+
+def check_number(**values):
+    """For `Integrator.check`: raises unless there is one number, or one a structure."""
+
+    def check(system, bodies):
+        for name, value in values.items():
+            if not callable(value):
+                per_structure(value, system.n_graphs, name)
+
+    return check
 
 
 def damped(motion, bodies, system, dt, gamma, kT):
@@ -140,10 +205,12 @@ def damped(motion, bodies, system, dt, gamma, kT):
     keys = jax.vmap(jax.random.split)(motion.keys)
     keep = jnp.exp(-gamma * dt)
     dtype = motion.velocities.dtype
+    kT = jnp.broadcast_to(kT, keys.shape[:1])[system.graph]
     width = jnp.sqrt((1 - keep**2) * kT / bodies.masses)[:, None].astype(dtype)
     noise = width * normals(keys[:, 0], bodies, system, dtype)
     velocities = jnp.where(bodies.free[:, None], keep * motion.velocities + noise, 0)
-    return replace(motion, velocities=velocities.astype(dtype), keys=keys[:, 1])
+    velocities = centered(velocities.astype(dtype), bodies, system)
+    return replace(motion, velocities=velocities, keys=keys[:, 1])
 
 
 def rescaled(motion, bodies, system, time, kT):

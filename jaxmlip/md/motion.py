@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.errors import DataError
+from jaxmlip.errors import DataError, UsageError
 from jaxmlip.system import Array, System, sum_atoms
 
 
@@ -32,6 +32,7 @@ class Motion:
     step: Array  # steps done; -1: forces are not there yet
     bath: Any = ()  # what a thermostat or barostat remembers
     list: Any = ()  # neighbours, and where they were found
+    extra: Any = ()  # {name: array} that the run keeps of the prediction
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +44,7 @@ class Bodies:
     free: Array  # [n_atoms] bool, False for padding and held atoms
     index: Array  # [n_atoms] place of the atom in its structure
     dof: Array  # [n_graphs] degrees of freedom that share the temperature
+    center: Array | None = None  # [n_graphs] True where the centre of mass is held
 
 
 class Integrator(NamedTuple):
@@ -59,12 +61,17 @@ class Integrator(NamedTuple):
     needs_stress: bool = False
     keeps_momentum: bool = True  # no random or friction forces on the centre of mass
     bath_energy: Callable = lambda motion, bodies: 0.0  # eV; with it the total is conserved
+    kT: Callable | None = None  # motion -> eV, of the bath: one number or [n_graphs]
+    check: Callable = lambda system, bodies: None  # host; raises where it cannot be used
 
 
-def bodies_of(system: System, masses, *, fixed=None, keeps_momentum: bool = True) -> Bodies:
+def bodies_of(
+    system: System, masses, *, fixed=None, fixed_center: bool = False, keeps_momentum: bool = True
+) -> Bodies:
     """Bodies of a batch (host). masses [n_atoms] amu; fixed [n_atoms] True for held atoms.
 
-    The three motions of the centre of mass do not count where nothing acts on them.
+    fixed_center: no net force or noise moves a centre of mass. Its three motions do not count
+    where it is held, or where nothing acts on it.
     """
     real = np.asarray(system.atom_mask)
     masses = np.where(real, np.asarray(masses, np.float64), 1.0)
@@ -75,31 +82,53 @@ def bodies_of(system: System, masses, *, fixed=None, keeps_momentum: bool = True
     graph, n = np.asarray(system.graph), system.n_graphs
     count = lambda which: np.bincount(graph[which], minlength=n)
     free, dtype = real & ~fixed, np.asarray(system.positions).dtype
-    whole = (count(real & fixed) == 0) & (count(free) > 1) & keeps_momentum
+    alone = (count(real & fixed) == 0) & (count(free) > 1)
+    whole = alone & (keeps_momentum or fixed_center)
+    if fixed_center and not (alone | (count(real) == 0)).all():
+        i = int(np.argmin(alone | (count(real) == 0)))
+        raise UsageError(
+            f"structure {i} has {count(real)[i]} atoms, {count(real & fixed)[i]} of them held: "
+            "its centre of mass cannot be held, too",
+            where="fixed_center",
+        )
     first = np.searchsorted(graph, np.arange(n))
     return Bodies(
         masses=masses.astype(dtype),
         free=free,
         index=(np.arange(len(real)) - first[graph]).astype(np.int32),
         dof=(3 * count(free) - 3 * whole).astype(dtype),
+        center=whole if fixed_center else None,
     )
 
 
-def thermal_motion(system: System, bodies: Bodies, key, *, temperature: float) -> Motion:
-    """A motion with Maxwell-Boltzmann velocities, scaled to exactly `temperature` (K).
+def thermal_motion(system: System, bodies: Bodies, key, *, temperature) -> Motion:
+    """A motion with Maxwell-Boltzmann velocities, scaled to exactly `temperature` (K, one number
+    or one a structure).
 
-    The centre of mass rests where no atom is held. Forces are not there yet: `evaluate` it.
+    The centre of mass rests where no atom is held. Forces are not there yet: a run adds them.
     """
     keys = jax.random.split(jax.random.fold_in(key, 0), system.n_graphs)
     motion = at_rest(system, key)
-    kT = units.kB * temperature
+    temperature = per_structure(temperature, system.n_graphs, "temperature")
     noise = normals(keys, bodies, system, motion.positions.dtype)
-    velocities = jnp.sqrt(kT / bodies.masses)[:, None] * noise
+    velocities = noise / jnp.sqrt(bodies.masses)[:, None]
     motion = replace(motion, velocities=jnp.where(bodies.free[:, None], velocities, 0))
     motion = without_drift(motion, bodies, system)
     now = temperature_of(motion, bodies, system)
-    scale = jnp.sqrt(temperature / jnp.maximum(now, 1e-30))
+    scale = jnp.sqrt(temperature / jnp.maximum(now, 1e-30)).astype(now.dtype)
     return replace(motion, velocities=motion.velocities * scale[system.graph][:, None])
+
+
+def per_structure(values, n_graphs: int, name: str) -> np.ndarray:
+    """One number for all structures, or one a structure, as [n_graphs] (host)."""
+    values = np.asarray(values, float)
+    if values.shape not in ((), (n_graphs,)):
+        raise UsageError(
+            f"{name} has shape {values.shape}; expected one number, or one for each of the "
+            f"{n_graphs} structures (those that are padding, too)",
+            where=name,
+        )
+    return np.broadcast_to(values, (n_graphs,))
 
 
 def at_rest(system: System, key) -> Motion:
@@ -131,14 +160,26 @@ def normals(keys, bodies: Bodies, system: System, dtype):
 def without_drift(motion: Motion, bodies: Bodies, system: System) -> Motion:
     """Centres of mass at rest, in the structures whose centre is free."""
     masses = jnp.where(bodies.free, bodies.masses, 0)
-    total = sum_atoms(system, masses)
-    drift = sum_atoms(system, masses[:, None] * motion.velocities)
     held = sum_atoms(system, (~bodies.free).astype(masses.dtype)) > 0
     several = sum_atoms(system, bodies.free.astype(masses.dtype)) > 1
-    moving = (several & ~held)[:, None]
-    mean = jnp.where(moving, drift / jnp.maximum(total, 1e-30)[:, None], 0)
-    shift = jnp.where(bodies.free[:, None], mean[system.graph], 0)
+    shift = _of_center(motion.velocities, several & ~held, masses, system)
     return replace(motion, velocities=motion.velocities - shift)
+
+
+def centered(velocities, bodies: Bodies, system: System):
+    """Velocities [n_atoms, 3] without those of the centres of mass that are held."""
+    if bodies.center is None:
+        return velocities
+    masses = jnp.where(bodies.free, bodies.masses, 0)
+    return velocities - _of_center(velocities, bodies.center, masses, system)
+
+
+def _of_center(velocities, which, masses, system):
+    """The velocity of the centre of mass of an atom's structure, [n_atoms, 3]; 0 elsewhere."""
+    momentum = sum_atoms(system, masses[:, None] * velocities)
+    mean = momentum / jnp.maximum(sum_atoms(system, masses), 1e-30)[:, None]
+    mean = jnp.where(which[:, None], mean, 0)
+    return jnp.where((masses > 0)[:, None], mean[system.graph], 0)
 
 
 def kinetic_energy(motion: Motion, bodies: Bodies, system: System):

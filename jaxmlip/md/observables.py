@@ -1,13 +1,19 @@
 """What is recorded along a trajectory; each is a function of one instant."""
 
 import jax.numpy as jnp
+import numpy as np
 
+from jaxmlip import units
+from jaxmlip.derivatives.response import current, polarizability
 from jaxmlip.md.motion import conserved_energy, kinetic_energy, temperature_of
-from jaxmlip.system import sum_atoms
+from jaxmlip.md.recording import Measured
+from jaxmlip.system import edge_vectors, sum_atoms, to_edges
 
 
 def standard(motion, bodies, system, integrator) -> dict:
-    """Energies (eV), temperature (K) and, where there is a stress, the pressure (eV/Å³)."""
+    """Energies (eV), temperature (K), what the run keeps of the prediction (such as dipole) and,
+    where there is a stress, pressure and stress with the part of the momenta (eV/Å³).
+    """
     out = {
         "step": motion.step,
         "energy": motion.energy,
@@ -17,8 +23,77 @@ def standard(motion, bodies, system, integrator) -> dict:
     }
     if integrator.needs_stress:
         out["pressure"] = pressure(motion, bodies, system)
+        out["total_stress"] = motion.stress + kinetic_stress(motion, bodies, system)
         out["volume"] = jnp.abs(jnp.linalg.det(motion.cell))
-    return out
+    return out | (motion.extra or {})
+
+
+def with_msd(motion, bodies, system, integrator) -> dict:
+    """`standard` and the mean square displacement of free atoms since the start, Å².
+
+    The start is the structure that the run was prepared with; the motion of the centre of mass
+    does not count.
+    """
+    weight = jnp.where(bodies.free, 1, 0).astype(motion.positions.dtype)
+    moved = weight[:, None] * (motion.positions - system.positions)
+    mass = jnp.where(bodies.free, bodies.masses, 0)
+    whole = jnp.maximum(sum_atoms(system, mass), 1e-30)[:, None]
+    held = sum_atoms(system, jnp.where(bodies.free | (system.numbers == 0), 0, 1)) > 0
+    center = jnp.where(held[:, None], 0, sum_atoms(system, mass[:, None] * moved) / whole)
+    apart = weight * ((moved - center[system.graph]) ** 2).sum(-1)
+    mean = sum_atoms(system, apart) / jnp.maximum(sum_atoms(system, weight), 1)
+    return standard(motion, bodies, system, integrator) | {"msd": mean}
+
+
+def frame(motion, bodies, system, integrator) -> dict:
+    """All that is written of an instant: positions, velocities, forces, cell, energy, and more."""
+    out = {
+        "step": motion.step,
+        "positions": motion.positions,
+        "velocities": motion.velocities,
+        "forces": motion.forces,
+        "cell": motion.cell,
+        "energy": motion.energy,
+    }
+    if integrator.needs_stress:
+        out["stress"] = motion.stress
+    return out | (motion.extra or {})
+
+
+def responses(apply, *, alpha: bool = True) -> Measured:
+    """The current d(dipole)/dt (e Å/fs), which knows no branches, and the polarisability
+    (e² Å²/eV) where `alpha`: for infrared and Raman spectra, one a structure.
+    """
+
+    def of(params, motion, bodies, system, integrator):
+        flow = current(apply)(params, system, motion.velocities) * units.fs
+        out = {"step": motion.step, "current": flow}
+        return out | ({"polarizability": polarizability(apply)(params, system)} if alpha else {})
+
+    return Measured(of)
+
+
+def pair_counts(numbers, cutoff: float, *, bins: int = 200) -> Measured:
+    """Pairs of each two elements in bins of distance up to the cutoff of the potential.
+
+    numbers: of the whole batch. Gives `pairs` [n_kinds, n_kinds, bins] of [receiver, sender], kinds
+    in the order of np.unique(numbers) without padding; all structures together.
+    """
+    known = np.unique(np.asarray(numbers)[np.asarray(numbers) > 0])
+    kind = np.searchsorted(known, np.asarray(numbers)).clip(0, len(known) - 1)
+    n = len(known)
+
+    def of(params, motion, bodies, system, integrator):
+        length = jnp.linalg.norm(edge_vectors(system), axis=-1)
+        where = (length * (bins / cutoff)).astype(jnp.int32)
+        pair = jnp.asarray(kind)[:, None] * n + to_edges(system, jnp.asarray(kind))
+        valid = system.edges.mask & (where < bins)
+        index = jnp.where(valid, pair * bins + where, n * n * bins)
+        counts = jnp.zeros(n * n * bins + 1).at[index.reshape(-1)].add(1.0)[:-1]
+        volume = jnp.abs(jnp.linalg.det(motion.cell)).sum()
+        return {"step": motion.step, "pairs": counts.reshape(n, n, bins), "cells": volume}
+
+    return Measured(of)
 
 
 def kinetic_stress(motion, bodies, system):

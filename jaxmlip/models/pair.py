@@ -13,6 +13,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.nn.linear import species_index
+from jaxmlip.nn.mutual import mutual_vectors
 from jaxmlip.nn.radial import envelope
 from jaxmlip.nn.readout import energy_prediction
 from jaxmlip.system import System, at_receivers, edge_vectors, sum_edges, to_edges
@@ -117,12 +118,21 @@ def _by_pair(model, system, **tables):
 
 
 def _prediction(model, system, curve):
-    """Half of each directed edge's energy to its receiver; NaN for unknown elements."""
-    vectors = edge_vectors(system)
-    r = jnp.sqrt(sum(vectors[..., i] ** 2 for i in range(3)))
-    energies = 0.5 * sum_edges(system, _truncated(curve, r, model))
+    """Half of each directed edge's energy to its receiver; NaN for unknown elements.
+
+    The energy of a structure has forces without a scatter; those of atoms, if nobody asks for
+    them, cost nothing.
+    """
     _, known = species_index(system.numbers, model.elements)
-    return energy_prediction(system, energies, known)
+
+    def of(vectors):
+        r = jnp.sqrt(sum(axis**2 for axis in vectors))
+        energies = 0.5 * sum_edges(system, _truncated(curve, r, model))
+        return energy_prediction(system, energies, known)
+
+    vectors = edge_vectors(system)
+    single = of([vectors[..., i] for i in range(3)])["energies"]
+    return {"energy": of(mutual_vectors(system))["energy"], "energies": single}
 
 
 def _truncated(curve, r, model):

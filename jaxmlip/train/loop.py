@@ -6,12 +6,9 @@ limit the result is the same, bit for bit, as if it had never been interrupted.
 
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,11 +24,11 @@ from jaxmlip.errors import (
     check_dtype,
 )
 from jaxmlip.models import checkpoint
+from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
 from jaxmlip.train.accuracy import add_up
 from jaxmlip.train.config import Config, changes, read_config
 from jaxmlip.train.losses import add_sums, mean_loss, summary
 from jaxmlip.train.setup import Run, prepare
-from jaxmlip.train.state import newest_state, restore_state, save_state
 from jaxmlip.train.step import averaged, learning_rate
 
 BAD_STEPS = 10  # in a row, before giving up
@@ -268,24 +265,6 @@ def _keep_metrics(run, *, epochs):
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept))
     os.replace(partial, path)
-
-
-@contextmanager
-def stop_signals():
-    """An event that the first INT, TERM or USR1 sets; a second INT kills as usual."""
-    event, old = threading.Event(), {}
-
-    def ask(number, frame):
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield event
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 # --- what a person sees --------------------------------------------------------------------------

@@ -1,12 +1,16 @@
-"""Training state on disk: whole or not there, checked, and the one before it kept.
+"""What a long run needs to be stopped at any moment: its state on disk, and an ear for signals.
 
-A checkpoint is one safetensors file: the leaves of the state in tree order, and in its header the
-position of the run as JSON with a SHA-256 over both. Resuming from it is exact, bit for bit.
+A checkpoint is whole or not there, checked, and the one before it is kept: one safetensors file
+with the leaves of the state in tree order, and in its header the position of the run as JSON with a
+SHA-256 over both. Resuming from it is exact, bit for bit.
 """
 
 import hashlib
 import json
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -96,13 +100,27 @@ def restore_state(template, arrays: dict):
                 fix="start afresh with resume off",
             )
     leaves, tree = jax.tree.flatten(template)
-    saved = [jax.numpy.array(arrays[name]) for name in expected]
+    saved = [_as_leaf(arrays[name], x) for name, x in zip(expected, leaves, strict=True)]
     return jax.tree.unflatten(tree, saved)
 
 
 def _leaves(state) -> dict:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {f"{i:05d}{jax.tree_util.keystr(p)}": np.asarray(x) for i, (p, x) in enumerate(leaves)}
+    return {f"{i:05d}{jax.tree_util.keystr(p)}": _as_array(x) for i, (p, x) in enumerate(leaves)}
+
+
+def _is_key(leaf) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_array(leaf):
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _as_leaf(array, like):
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return array if isinstance(like, np.ndarray) else jax.numpy.array(array)
 
 
 def _digest(arrays, text):
@@ -121,3 +139,24 @@ def _damaged(path, why):
         code="JM402",
         fix="delete it; an older whole one is used where there is one",
     )
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_signals():
+    """An event that the first INT, TERM or USR1 sets; a second INT kills as usual."""
+    event, old = threading.Event(), {}
+
+    def ask(number, frame):
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield event
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""The parts of `jaxmlip md`: ensembles, where it starts, what it shows."""

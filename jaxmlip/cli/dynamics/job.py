@@ -1,0 +1,130 @@
+"""From options to a run and its files, and from its end to structures."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from jaxmlip.cli import selection
+from jaxmlip.cli.dynamics import ensembles, start
+from jaxmlip.cli.output import stem
+from jaxmlip.cli.session import predicts
+from jaxmlip.errors import UsageError
+
+SIZE = 50_000  # atoms x steps of a block, about
+HOTTER = 1e4  # K above three times what was asked for: the run has blown up
+
+
+def tags(o) -> list[str]:
+    """What the names of a replica's files have."""
+    return [""] if o["replicas"] == 1 else [f"_{i}" for i in range(o["replicas"])]
+
+
+def prepared(atoms, opened, o, output, settings, source):
+    """(run, motion, plan of the run)."""
+    from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.md import prepare
+    from jaxmlip.md.simulate import TOO_STEEP, Plan
+
+    n, fixed = o["replicas"], selection.held(atoms, source)
+    system = start.copies_of(from_ase(atoms, None, dtype=opened.dtype), n)
+    integrator = ensembles.integrator_of(o["ensemble"], o)
+    if o["stress"] and atoms.pbc.all():
+        integrator = integrator._replace(needs_stress=True)
+    observe, every, summed, keep = _observed(atoms, system, opened, o)
+    run = prepare(
+        opened.potential,
+        opened.params,
+        system,
+        integrator,
+        masses=np.tile(atoms.get_masses(), n),
+        fixed=None if fixed is None else np.tile(fixed, n),
+        observe=observe,
+        keep=keep,
+    )
+    run, motion = start.motion_of(run, atoms, o, n)
+    limits = {"hottest": 3 * max(o["temp"], 300.0) + HOTTER, "steepest": TOO_STEEP}
+    if o["allow_unstable"]:
+        limits = dict.fromkeys(limits, float("inf"))
+    return (
+        run,
+        motion,
+        Plan(
+            steps=o["steps"],
+            every=every,
+            block=o["block"] or int(np.clip(SIZE // (n * len(atoms)), 20, 500)),
+            files=_files(atoms, fixed, o, output),
+            restarts=output.paths[next(iter(output.paths))].with_name(stem(source) + "_md_restart"),
+            settings=settings,
+            frames=bool(o["traj_every"]),
+            summed=summed,
+            minutes=o["restart_minutes"],
+            hours=o["hours"],
+            **limits,
+        ),
+    )
+
+
+def _observed(atoms, system, opened, o):
+    """(functions, their intervals, which are summed, what is kept of the prediction)."""
+    from jaxmlip.md import observables
+
+    found = [(observables.frame, o["traj_every"])] if o["traj_every"] else []
+    found.append((observables.with_msd, o["stats_every"]))
+    if o["response_every"]:
+        alpha = predicts(opened.card, "polarizability")
+        look = observables.responses(opened.potential.apply, alpha=alpha)
+        found.append((look, o["response_every"]))
+    summed = ()
+    if o["rdf"]:
+        if not atoms.pbc.all():
+            raise UsageError("--rdf needs a structure that is periodic along all axes")
+        found.append(
+            (observables.pair_counts(system.numbers, opened.potential.cutoff), o["stats_every"])
+        )
+        summed = (len(found) - 1,)
+    dipole = bool(opened.card["fields"].get("dipole")) and not atoms.pbc.any()
+    functions, every = zip(*found, strict=True)
+    return functions, every, summed, ("dipole",) if dipole else ()
+
+
+def _files(atoms, fixed, o, output):
+    from ase.data import atomic_masses
+
+    from jaxmlip.md.files import Files, Scene
+
+    own = not np.allclose(atoms.get_masses(), atomic_masses[atoms.numbers])
+    scene = Scene(
+        numbers=atoms.numbers,
+        symbols=tuple(atoms.get_chemical_symbols()),
+        masses=atoms.get_masses(),
+        pbc=np.asarray(atoms.pbc),
+        dt=o["timestep"],
+        fixed=fixed,
+        own_masses=own,
+        info=tuple((k, atoms.info[k]) for k in ("charge", "spin") if k in atoms.info),
+    )
+    return tuple(
+        Files(
+            scene=replace(scene, index=i, first=i * len(atoms)),
+            table=output.paths[f"md{t}_stats.csv"],
+            extxyz=output.paths.get(f"md{t}.xyz"),
+            h5md=output.paths.get(f"md{t}.h5"),
+        )
+        for i, t in enumerate(tags(o))
+    )
+
+
+def structures(motion, atoms, replicas):
+    """The atoms of every replica as they are in a motion (or a dict of its arrays)."""
+    get = motion.get if isinstance(motion, dict) else lambda name: getattr(motion, name)
+    array = lambda name: np.asarray(get(name), np.float64)
+    out = []
+    for i in range(replicas):
+        own, copy = slice(i * len(atoms), (i + 1) * len(atoms)), atoms.copy()
+        copy.set_positions(array("positions")[own], apply_constraint=False)
+        if atoms.pbc.all():
+            copy.set_cell(array("cell")[i])
+        momenta = array("velocities")[own] * atoms.get_masses()[:, None]
+        copy.set_momenta(momenta, apply_constraint=False)
+        out.append(copy)
+    return out

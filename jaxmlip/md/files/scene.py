@@ -1,0 +1,83 @@
+"""What all frames of a structure share, and the observables that have a name and a unit in files.
+
+Inside a run a velocity is in Å/sqrt(amu Å²/eV), in files in Å/fs (momenta as ASE has them); all
+else is written as it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+OBSERVABLES = {  # {name in a record: (name in files, unit of H5MD, suffix in tables)}
+    "energy": ("energy_potential", "eV", "eV"),
+    "kinetic_energy": ("energy_kinetic", "eV", "eV"),
+    "conserved_energy": ("energy_conserved", "eV", "eV"),
+    "temperature": ("temperature", "K", "K"),
+    "pressure": ("pressure", "eV Angstrom-3", "eV_per_A3"),
+    "total_stress": ("stress", "eV Angstrom-3", "eV_per_A3"),
+    "volume": ("volume", "Angstrom+3", "A3"),
+    "msd": ("msd", "Angstrom+2", "A2"),
+    "dipole": ("dipole", "e Angstrom", "eA"),
+    "current": ("current", "e Angstrom fs-1", "eA_per_fs"),
+    "polarizability": ("polarizability", "e+2 Angstrom+2 eV-1", "e2A2_per_eV"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One structure of a batch, as files name it."""
+
+    numbers: np.ndarray  # [n_atoms]
+    symbols: tuple[str, ...]  # [n_atoms]
+    masses: np.ndarray  # [n_atoms] amu
+    pbc: np.ndarray  # [3] bool
+    dt: float  # fs
+    index: int = 0  # of the structure in the batch
+    first: int = 0  # its first atom in the batch
+    fixed: np.ndarray | None = None  # [n_atoms] True for held atoms
+    own_masses: bool = False  # whether masses are others than those of the elements
+    info: tuple[tuple[str, float], ...] = ()  # charge, spin ... for every frame
+
+    @property
+    def atoms(self) -> slice:
+        """Its rows in arrays of atoms."""
+        return slice(self.first, self.first + len(self.numbers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """An observable along a trajectory."""
+
+    step: np.ndarray  # [n_records]
+    time: np.ndarray  # [n_records] fs
+    value: np.ndarray  # [n_records, ...]
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """Frames of one structure, and what was recorded beside them."""
+
+    step: np.ndarray  # [n_frames]
+    time: np.ndarray  # [n_frames] fs
+    positions: np.ndarray  # [n_frames, n_atoms, 3] Å, not wrapped
+    velocities: np.ndarray | None  # [n_frames, n_atoms, 3] Å/fs
+    forces: np.ndarray | None  # [n_frames, n_atoms, 3] eV/Å
+    cell: np.ndarray | None  # [n_frames, 3, 3] Å, rows are lattice vectors; None: no periodic axis
+    numbers: np.ndarray  # [n_atoms]
+    masses: np.ndarray  # [n_atoms] amu
+    pbc: np.ndarray  # [3] bool
+    observables: dict[str, Series]
+
+
+def frames_of(scene: Scene, records: dict) -> dict:
+    """The part of the records of a batch that belongs to one structure: atoms and cell."""
+    per_atom = {"positions", "velocities", "forces"}
+    pick = lambda name, x: x[:, scene.atoms] if name in per_atom else x[:, scene.index]
+    return {k: v if k == "step" else pick(k, v) for k, v in records.items()}
+
+
+def series_of(scene: Scene, records: dict) -> dict:
+    """{name in files: [n_records, ...]} of one structure, with `step`."""
+    named = {OBSERVABLES[k][0]: v[:, scene.index] for k, v in records.items() if k in OBSERVABLES}
+    return {"step": records["step"], **named}

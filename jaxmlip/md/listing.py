@@ -1,0 +1,176 @@
+"""Neighbours inside the loop of a trajectory: kept while they are surely complete, else made anew.
+
+A list holds the pairs within cutoff + skin of where it was made. It is exact as long as no pair
+that is not listed can have come within the cutoff, however atoms and cells have moved since.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.cell_list import ListPlan, narrowed, plan_list, search, whole_words
+from jaxmlip.errors import UsageError
+from jaxmlip.system import Array, Edges
+
+GROWTH = 1.25  # of what overflows
+SHRINK = 0.05  # part by which heights of cells that move may fall before bins are made anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbors:
+    """How the loop keeps its neighbours; static."""
+
+    plan: ListPlan  # within cutoff + skin
+    cutoff: float  # Å, of the potential
+    width: int | None  # slots of the edges that the potential sees; None: those of the plan
+    moving_cell: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A neighbour list inside the loop, and where it was made."""
+
+    edges: Edges  # within cutoff + skin
+    positions: Array  # [n_atoms, 3] Å
+    cell: Array  # [n_graphs, 3, 3] Å
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """The most that a block needed, and whether all went well."""
+
+    in_bin: Array
+    in_list: Array
+    in_cutoff: Array
+    covered: Array
+    finite: Array
+    searches: Array
+
+
+# --- sizes, on the host --------------------------------------------------------------------------
+
+
+def plan_neighbors(system, cutoff, *, skin, narrow, moving_cell, room) -> Neighbors:
+    """Sizes for the batch as it is; arguments as in `run.prepare`."""
+    if skin <= 0:
+        raise UsageError(f"the skin is {skin} Å; it must be above zero", where="prepare")
+    shrink = SHRINK if moving_cell else 0.0
+    plan = plan_list(system, cutoff + skin, room=room, shrink=shrink)
+    width = _width(plan, system, cutoff, room) if narrow else None
+    return Neighbors(plan=plan, cutoff=float(cutoff), width=width, moving_cell=moving_cell)
+
+
+def _width(plan, system, cutoff, room):
+    def most(system):
+        return narrowed(replace(system, edges=search(plan, system).edges), cutoff, 4)[1]
+
+    return fours(int(jax.jit(most)(system)) * room)
+
+
+def fours(size: float) -> int:
+    """The multiple of four that holds so many neighbours."""
+    return -(-max(int(np.ceil(size)), 1) // 4) * 4
+
+
+def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, str]:
+    """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
+    plan = neighbors.plan
+    if not health.covered:
+        plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK)
+        return replace(neighbors, plan=plan), "cells shrank: bins made anew"
+    if health.in_bin > plan.per_bin:
+        size = whole_words(int(np.ceil(int(health.in_bin) * GROWTH)))
+        told = f"atoms of a bin: {plan.per_bin} -> {size}"
+        return replace(neighbors, plan=replace(plan, per_bin=size)), told
+    if health.in_list > plan.width:
+        size = fours(int(health.in_list) * GROWTH)
+        told = f"neighbours within {plan.cutoff:.2f} Å: {plan.width} -> {size}"
+        return replace(neighbors, plan=replace(plan, width=size)), told
+    if neighbors.width is not None and health.in_cutoff > neighbors.width:
+        size = fours(int(health.in_cutoff) * GROWTH)
+        told = f"neighbours within {neighbors.cutoff:.2f} Å: {neighbors.width} -> {size}"
+        return replace(neighbors, width=size), told
+    return neighbors, ""
+
+
+# --- on the device -------------------------------------------------------------------------------
+
+
+def no_list(neighbors: Neighbors, system) -> Listed:
+    """A list that is stale wherever the atoms are."""
+    n, k = system.n_atoms, neighbors.plan.width
+    edges = Edges(
+        senders=jnp.zeros((n, k), jnp.int32),
+        receivers=None,
+        shifts=jnp.zeros((n, k, 3), jnp.int32),
+        mask=jnp.zeros((n, k), bool),
+    )
+    nowhere = jnp.full_like(system.positions, jnp.inf)
+    return Listed(edges=edges, positions=nowhere, cell=system.cell)
+
+
+def healthy() -> Health:
+    """Nothing needed yet."""
+    none = jnp.zeros((), jnp.int32)
+    yes = jnp.asarray(True)
+    return Health(in_bin=none, in_list=none, in_cutoff=none, covered=yes, finite=yes, searches=none)
+
+
+def fits(health: Health, neighbors: Neighbors) -> Array:
+    """Whether everything that was needed had a place."""
+    plan = neighbors.plan
+    fits = (health.in_bin <= plan.per_bin) & (health.in_list <= plan.width) & health.covered
+    return fits if neighbors.width is None else fits & (health.in_cutoff <= neighbors.width)
+
+
+def renewed(motion, listed: Listed, health: Health, system, neighbors: Neighbors):
+    """(list, health): the list, searched anew if it could lack a pair of the motion."""
+
+    def anew():
+        at = replace(system, positions=motion.positions, cell=motion.cell)
+        found = search(neighbors.plan, at)
+        listed = Listed(edges=found.edges, positions=motion.positions, cell=motion.cell)
+        needed = replace(
+            health,
+            in_bin=jnp.maximum(health.in_bin, found.most_in_bin),
+            in_list=jnp.maximum(health.in_list, found.most_neighbors),
+            covered=health.covered & found.covered,
+            searches=health.searches + 1,
+        )
+        # a place that is not finite would never have a fresh list: it must stop the loop
+        lost = replace(health, finite=jnp.asarray(False))
+        finite = jnp.isfinite(motion.positions).all() & jnp.isfinite(motion.cell).all()
+        return listed, jax.tree.map(lambda a, b: jnp.where(finite, a, b), needed, lost)
+
+    return jax.lax.cond(fresh(motion, listed, system, neighbors), lambda: (listed, health), anew)
+
+
+def fresh(motion, listed: Listed, system, neighbors: Neighbors) -> Array:
+    """Whether no pair within the cutoff can be missing from the list; False for NaN.
+
+    With a cell that changed by F, a pair that was not listed is now at least
+    (cutoff + skin) x (smallest stretch of F) apart, less twice the largest motion beyond F.
+    """
+    reach, start = neighbors.plan.cutoff, listed.positions
+    if neighbors.moving_cell:
+        change = jnp.linalg.solve(listed.cell, motion.cell)
+        start = jnp.einsum("na,nab->nb", start, change[system.graph])
+        square = change @ change.swapaxes(-1, -2)
+        reach = reach * jnp.sqrt(jnp.linalg.eigvalsh(square)[:, 0].min())
+    moved2 = sum((motion.positions[:, i] - start[:, i]) ** 2 for i in range(3))
+    moved2 = jnp.where(system.atom_mask, moved2, 0)
+    return reach - neighbors.cutoff - 2 * jnp.sqrt(moved2.max()) >= 0
+
+
+def seen(system, motion, listed: Listed, neighbors: Neighbors):
+    """The system at the motion with the edges that a potential sees; and the most that an atom
+    has, to be compared with `neighbors.width`.
+    """
+    at = replace(system, positions=motion.positions, cell=motion.cell, edges=listed.edges)
+    if neighbors.width is None:
+        return at, jnp.zeros((), jnp.int32)
+    return narrowed(at, neighbors.cutoff, neighbors.width)

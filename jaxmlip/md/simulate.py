@@ -1,0 +1,343 @@
+"""A long run on the host: blocks, files and restart points; stops at any moment, goes on exactly.
+
+A block's records go to the disk in a thread while the next block runs. A restart point is saved
+after the files that belong to it, with their lengths: what was written beyond it is cut off when
+the run goes on, and computed again, to the bit (on a CPU). So a killed run ends as one that was
+never disturbed, with no frame lost or twice.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip import units
+from jaxmlip.cell_list import ListPlan
+from jaxmlip.errors import Interrupted, JaxmlipError, NumericalError, UsageError
+from jaxmlip.md.files.sets import append, cut_back, lengths, remove
+from jaxmlip.md.listing import Neighbors
+from jaxmlip.md.motion import Motion, conserved_energy, temperature_of
+from jaxmlip.md.run import Block, Run, started, trajectory
+from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
+
+TOO_HOT = 1e4  # K above the highest of the start and the bath
+TOO_STEEP = 1e3  # eV/Å
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is to do; host."""
+
+    steps: int
+    every: tuple[int, ...]  # intervals of `run.observe`
+    block: int  # steps
+    files: tuple  # `files.Files`, one a structure
+    restarts: Path  # folder
+    settings: dict  # what a restart must agree with; plain JSON
+    frames: bool = True  # whether the first of `run.observe` gives frames, the others tables
+    summed: tuple[int, ...] = ()  # which of `run.observe` are added up instead of written
+    minutes: float = 1.0  # between restart points
+    hours: float | None = None  # after which it stops, to be resumed
+    hottest: float = float("inf")  # K, of one structure
+    steepest: float = TOO_STEEP  # eV/Å, of one atom
+
+
+class Progress(NamedTuple):
+    """What `report` is told after every block."""
+
+    step: int
+    steps: int
+    time: float  # fs
+    temperature: float  # K, mean of the structures
+    conserved: float  # eV per atom
+    ns_per_day: float  # of this session, without the first block
+    seconds_left: float
+    widened: tuple[str, ...]  # neighbour lists that were too small
+    searches: int
+
+
+class Outcome(NamedTuple):
+    """Where a run ended."""
+
+    motion: Motion
+    run: Run
+    sums: dict  # {name: sum over the records} of the observables that are added up
+    seconds: float  # of this session
+
+
+def simulate(
+    run: Run,
+    motion: Motion,
+    plan: Plan,
+    *,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    warn: Callable[[Exception], None] = lambda error: None,
+) -> Outcome:
+    """Runs to `plan.steps`, all told; with `resume` from the newest restart point, if there is one.
+
+    A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
+    raises `Interrupted`. Raises `NumericalError` where energies or forces are not finite, or a
+    structure is too hot or steep: the restart point then is the last good block.
+    """
+    run, motion, sums = _begun(run, motion, plan, resume, warn)
+    begun, pace = time.monotonic(), _Pace(plan)
+    left = plan.steps - max(int(motion.step), 0)
+    with stop_signals() as stop, _writer(plan) as write:
+        for block in _stable(run, motion, plan, left, write):
+            sums = _added(sums, block.records, plan)
+            run, motion = block.run, block.motion
+            reason = _reason_to_stop(stop, plan, begun) if int(motion.step) < plan.steps else ""
+            done = reason or int(motion.step) >= plan.steps
+            write(block, sums, save=bool(done))
+            report(pace.after(block, run))
+            if reason:
+                write.wait()
+                raise Interrupted(
+                    f"stopped {reason} after step {int(motion.step)} of {plan.steps}; the state "
+                    "is saved",
+                    where=str(plan.restarts),
+                    fix="resume from there",
+                )
+    return Outcome(motion, run, sums, time.monotonic() - begun)
+
+
+# --- beginning -----------------------------------------------------------------------------------
+
+
+def _begun(run, motion, plan, resume, warn):
+    """(run, motion, sums) of the newest restart point, or of the start."""
+    motion = started(run, motion)
+    sums = {}
+    plan.restarts.mkdir(parents=True, exist_ok=True)
+    saved = newest_state(plan.restarts, warn=warn) if resume else None
+    if saved is None:
+        for path in plan.restarts.glob("state-*.safetensors"):
+            path.unlink()
+        remove(plan.files)
+        return run, motion, sums
+    arrays, position = saved
+    _check_same(position["settings"], plan)
+    run = replace(run, neighbors=_neighbors(position["neighbors"]))
+    template = {"motion": started(run, replace(motion, list=())), "sums": _zeros(position["sums"])}
+    state = restore_state(template, arrays)
+    cut_back(plan.files, position["lengths"], step=int(state["motion"].step))
+    return run, state["motion"], jax.tree.map(np.asarray, state["sums"])
+
+
+def _zeros(shapes):
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def _neighbors(saved) -> Neighbors:
+    """The list sizes that were saved."""
+    tuples = lambda x: tuple(map(tuples, x)) if isinstance(x, list) else x
+    plan = ListPlan(**{k: tuples(v) for k, v in saved["plan"].items()})
+    return Neighbors(**{k: tuples(v) for k, v in saved.items() if k != "plan"}, plan=plan)
+
+
+def _check_same(saved, plan):
+    asked = plan.settings
+    names = sorted(k for k in saved.keys() | asked.keys() if saved.get(k) != asked.get(k))
+    if names:
+        told = "; ".join(f"{k} was {saved.get(k)}, is {asked.get(k)}" for k in names)
+        raise UsageError(
+            f"the restart belongs to other settings: {told}",
+            where=str(plan.restarts),
+            code="JM103",
+            fix="undo the change, or begin anew in another folder",
+        )
+
+
+# --- while it runs -------------------------------------------------------------------------------
+
+
+def _stable(run, motion, plan, steps, write):
+    """Blocks that are fit to be kept; an error tells where the last good one is."""
+    blocks = trajectory(
+        run, motion, steps=steps, block=plan.block, record=plan.every, origin=0, first=True
+    )
+    last = motion
+    try:
+        for block in blocks:
+            _check_limits(block, plan)
+            last = block.motion
+            yield block
+    except NumericalError as error:
+        write.save()
+        good = f"the last good state, of step {int(last.step)}, is saved"
+        raise NumericalError(
+            f"{error.what}; {good if last.step >= 0 else 'it is the first block'}",
+            where=str(plan.restarts),
+            code=error.code,
+            fix=error.fix,
+        ) from error
+
+
+def _check_limits(block: Block, plan):
+    """Raises `NumericalError` for what cannot be meant."""
+    run, motion = block.run, block.motion
+    temperature, _, size = _vitals(run, motion)
+    tables = [r["temperature"] for r in block.records if "temperature" in r]
+    hottest = float(np.max([t.max(initial=0) for t in (temperature, *tables)]))
+    if hottest < np.inf and hottest <= plan.hottest and size.max() <= plan.steepest:
+        return
+    worst = np.argsort(-size)[:5]
+    told = ", ".join(f"{int(run.bodies.index[i])} ({size[i]:.3g})" for i in worst)
+    step = int(motion.step)
+    raise NumericalError(
+        f"the run blows up before step {step} ({step * run.integrator.dt / units.fs:.1f} fs): "
+        f"{hottest:.0f} K (limit {plan.hottest:.0f}), {size.max():.3g} eV/Å (limit "
+        f"{plan.steepest:g}); atoms with the largest forces, eV/Å: {told}",
+        code="JM305",
+        fix="a shorter time step, a relaxed start, a potential trained for such temperatures",
+    )
+
+
+def _vitals(run, motion):
+    """Temperatures (K) and conserved energies (eV) [n_graphs], sizes of forces (eV/Å) [n_atoms]."""
+    found = _measured(replace(motion, list=()), run.bodies, run.system, run.integrator)
+    return jax.device_get(found)
+
+
+@partial(jax.jit, static_argnames="integrator")
+def _measured(motion, bodies, system, integrator):
+    forces = jnp.where(bodies.free[:, None], motion.forces, 0)
+    return (
+        temperature_of(motion, bodies, system),
+        conserved_energy(motion, integrator, bodies, system),
+        jnp.linalg.norm(forces, axis=-1),
+    )
+
+
+def _added(sums, records, plan):
+    """Sums over the records, in their order."""
+    sums = dict(sums)
+    for i in plan.summed:
+        for name, value in records[i].items():
+            if name != "step":
+                sums[name] = sums.get(name, 0.0) + value.astype(np.float64).sum(0)
+        sums["count"] = sums.get("count", np.zeros(())) + float(len(records[i]["step"]))
+    return {k: np.asarray(v, np.float64) for k, v in sums.items()}
+
+
+def _reason_to_stop(stop, plan, begun):
+    if stop.is_set():
+        return "by a signal"
+    file = plan.restarts.parent / "STOP"
+    if file.exists():
+        file.unlink()  # it has been heard
+        return "by the file STOP"
+    if plan.hours is not None and time.monotonic() - begun > 3600 * plan.hours:
+        return f"by the time limit of {plan.hours:g} hours"
+    return ""
+
+
+class _Pace:
+    """How fast a session is; the first block compiles and does not count."""
+
+    def __init__(self, plan):
+        self.plan, self.last, self.seconds, self.steps = plan, None, 0.0, 0
+
+    def after(self, block, run) -> Progress:
+        now, step = time.monotonic(), int(block.motion.step)
+        if self.last is not None:
+            self.seconds += now - self.last[0]
+            self.steps += step - self.last[1]
+        self.last = now, step
+        motion, dt = block.motion, run.integrator.dt / units.fs
+        per_step = self.seconds / self.steps if self.steps else float("nan")
+        temperature, energy, _ = _vitals(run, motion)
+        return Progress(
+            step=step,
+            steps=self.plan.steps,
+            time=step * dt,
+            temperature=float(temperature.mean()),
+            conserved=float(energy.sum()) / int(np.asarray(run.system.atom_mask).sum()),
+            ns_per_day=86400 / per_step * dt * 1e-6,
+            seconds_left=per_step * (self.plan.steps - step),
+            widened=block.widened,
+            searches=block.searches,
+        )
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writer(plan):
+    """A thread that writes blocks in their order; its errors are raised at the next block."""
+    with ThreadPoolExecutor(1) as pool:
+        writer = _Writer(pool, plan)
+        try:
+            yield writer
+        finally:
+            if writer.pending is not None:
+                writer.pending.exception()  # waits; what was running is written
+        writer.wait()
+
+
+class _Writer:
+    def __init__(self, pool, plan):
+        self.pool, self.plan, self.pending = pool, plan, None
+        self.saved, self.latest = time.monotonic(), None
+
+    def __call__(self, block, sums, *, save: bool):
+        self.wait()
+        now = time.monotonic()
+        save = save or now - self.saved > 60 * self.plan.minutes
+        self.saved = now if save else self.saved
+        self.latest = None if save else (block, sums)
+        self.pending = self.pool.submit(_written, self.plan, block, sums, save)
+
+    def save(self):
+        """A restart point after the last block, if there is none."""
+        self.wait()
+        if self.latest is not None:
+            _saved(self.plan, *self.latest)
+            self.latest = None
+
+    def wait(self):
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+
+def _written(plan, block, sums, save):
+    records = [r for i, r in enumerate(block.records) if i not in plan.summed]
+    append(plan.files, records if plan.frames else [None, *records])
+    if save:
+        _saved(plan, block, sums)
+
+
+def _saved(plan, block: Block, sums):
+    """A restart point; the files that belong to it are on disk before."""
+    position = {
+        "settings": plan.settings,
+        "neighbors": asdict(block.run.neighbors),
+        "lengths": lengths(plan.files),
+        "sums": {name: [list(x.shape), str(x.dtype)] for name, x in sums.items()},
+    }
+    state = {"motion": block.motion, "sums": sums}
+    save_state(plan.restarts, state, position, step=int(block.motion.step))
+
+
+def last_good(plan: Plan) -> Any:
+    """Positions, velocities and cell of the newest restart point, as {name: array}; or None."""
+    try:
+        saved = newest_state(plan.restarts)
+    except JaxmlipError:
+        return None
+    if saved is None:
+        return None
+    names = ("positions", "velocities", "cell")
+    find = lambda name: next(v for k, v in saved[0].items() if k.endswith(f"['motion'].{name}"))
+    return {name: find(name) for name in names}

@@ -1,0 +1,281 @@
+"""`jaxmlip md`: refusals before anything is computed, interruptions that change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read, write
+from numpy.testing import assert_allclose
+
+from jaxmlip.cli.dynamics import start, summary
+from jaxmlip.cli.main import main
+from jaxmlip.md.files import read_h5md, read_table
+from jaxmlip.models import checkpoint
+
+SPRINGS = {
+    "elements": [1, 8],
+    "cutoff": 4.0,
+    "depth": [[2.0, 4.0], [4.0, 3.0]],
+    "a": 2.0,
+    "r0": [[1.5, 0.97], [0.97, 1.4]],
+}
+ARGON = {"elements": [18], "cutoff": 5.0, "smoothness": 3}
+WATER = "3\nwater\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
+SHORT = "--steps 20 --stats-every 5 --traj-every 10 --seed 3 --no-plot --dtype float64".split()
+
+
+def saved(folder, architecture, fields):
+    path = folder / f"{architecture}.safetensors"
+    card = {
+        "architecture": architecture,
+        "fields": fields,
+        "elements": fields["elements"],
+        "cutoff": fields["cutoff"],
+        "level_of_theory": "none",
+        "name": "test",
+    }
+    checkpoint.save(path, card, {"params": {}})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def springs(tmp_path_factory):
+    """Morse curves between O and H: a molecule with a minimum, at no cost."""
+    return saved(tmp_path_factory.mktemp("models"), "Morse", SPRINGS)
+
+
+@pytest.fixture(scope="module")
+def lennard_jones(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("models"), "LennardJones", ARGON)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A folder of its own, and JAX left as it was found."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = (
+        "jax_enable_x64",
+        "jax_default_matmul_precision",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    with open("water.xyz", "w") as file:
+        file.write(WATER)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def argon(name="argon.xyz"):
+    atoms = bulk("Ar", "fcc", 5.4, cubic=True).repeat(2)
+    atoms.rattle(0.05, seed=0)
+    write(name, atoms)
+    return name
+
+
+def files():
+    return sorted(os.listdir("."))
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+REFUSED = {
+    "negative temperature": ("--temp -5", 2, "cannot be negative"),
+    "bath at 0 K": ("--temp 0", 2, "heat bath"),
+    "no time step": ("--timestep 0", 2, "above zero"),
+    "time step in ps": ("--timestep 0.001", 2, "it is in fs"),
+    "frames that do not fit": ("--steps 50 --traj-every 20", 2, "--steps 40 or 60"),
+    "pressure that is none": ("--pressure nan", 2, "GPa"),
+    "no friction": ("--friction -1", 2, "--friction"),
+    "cell of a molecule": ("--ensemble npt", 3, "periodic along 0 of 3 axes"),
+    "responses without a dipole": ("--response-every 10 --format h5md", 6, "no dipole"),
+    "responses nowhere": ("--response-every 10", 2, "H5MD"),
+    "g(r) of a molecule": ("--rdf", 2, "periodic"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_are_refused_before_anything_is_written(springs, capsys, case):
+    options, status, told = REFUSED[case]
+    assert main(["md", "water.xyz", "--model", springs, *options.split()]) == status
+    assert told in capsys.readouterr().err
+    assert files() == ["water.xyz"]
+
+
+def test_elements_the_model_does_not_know_are_refused(lennard_jones, capsys):
+    assert main(["md", "--struct", "water.xyz", "--model", lennard_jones]) == 6
+    assert "O" in capsys.readouterr().err
+    assert main(["md", "--model", lennard_jones]) == 2
+    assert files() == ["water.xyz"]
+
+
+def test_long_steps_with_hydrogen_are_warned_about():
+    water, heavy = Atoms("OH2", np.eye(3)), Atoms("OH2", np.eye(3), masses=[16, 2, 2])
+    assert "hydrogen" in next(start.warnings_of(water, {"timestep": 5.5}))
+    assert not list(start.warnings_of(water, {"timestep": 0.5}))
+    assert not list(start.warnings_of(heavy, {"timestep": 2.0}))
+
+
+def test_a_molecule_without_rotation_keeps_none():
+    # rigid rotation is taken out wholly; what is left has no angular momentum
+    rng = np.random.default_rng(0)
+    r, v, m = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), rng.uniform(1, 16, 5)
+    r -= np.average(r, axis=0, weights=m)
+    spin, turns = start._spin(r, v, m)
+    left = (m[:, None] * np.cross(r, v - np.cross(spin, r))).sum(0)
+    assert_allclose(left, 0, atol=1e-12)
+    assert turns == 3
+    line = np.outer([-1.0, 0.0, 1.0], [1.0, 2.0, 3.0])
+    assert start._spin(line, v[:3], np.ones(3))[1] == 2
+
+
+def test_drift_is_the_slope_of_the_conserved_energy():
+    table = {"time_fs": np.arange(0, 1000, 10.0)}
+    table["energy_conserved_eV"] = -5 + 2e-3 * 8 * table["time_fs"] * 1e-3
+    assert_allclose(summary.drift(table, 8), 2.0, rtol=1e-9)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_says(springs, capsys):
+    arguments = ["md", "water.xyz", "--model", springs, "--json", "md.json", *SHORT]
+    assert main([*arguments, "--remove-rot", "--format", "both", "--plot"]) == 0
+    assert "drift" in capsys.readouterr().out
+    names = "_final.xyz .h5 .png _stats.csv .xyz _restart".split()
+    assert {f"water_md{n}" for n in names} | {"md.json", "water.xyz"} == set(files())
+    with open("md.json") as file:
+        told = json.load(file)
+    assert told["n_steps"] == 20 and told["time_ps"] == 0.01
+    assert told["ensemble"] == "nvt" and told["n_atoms"] == 3
+    frames, table = read("water_md.xyz", ":"), read_table("water_md_stats.csv")
+    assert [f.info["step"] for f in frames] == [0, 10, 20]
+    assert list(table["step"]) == [0, 5, 10, 15, 20]
+    assert_allclose(table["temperature_K"][0], 300, rtol=1e-9)
+    assert_allclose(frames[0].get_angular_momentum(), 0, atol=1e-9)
+    assert len(read_h5md("water_md.h5").step) == 3
+    final = read("water_md_final.xyz")
+    assert_allclose(final.get_velocities(), frames[-1].get_velocities(), atol=1e-8)  # 8 decimals
+    # what is there is not overwritten; a finished run can be made longer
+    assert main(arguments) == 2
+    assert "already there" in capsys.readouterr().err
+    longer = [*arguments, "--remove-rot", "--format", "both", "--plot", "--resume"]
+    longer[longer.index("--steps") + 1] = "30"
+    assert main(longer) == 0
+    assert [f.info["step"] for f in read("water_md.xyz", ":")] == [0, 10, 20, 30]
+    assert main([*longer, "--temp", "310"]) == 2
+    assert "temp was 300.0, is 310.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_replicas_are_runs_of_their_own_and_crystals_have_pressure_and_pairs(lennard_jones):
+    name = argon()
+    more = ["--ensemble", "npt", "--temp", "40", "--timestep", "2", "--bulk-modulus", "3"]
+    replicas = ["--replicas", "2", "--rdf", "--json", "md.json"]
+    assert main(["md", name, "--model", lennard_jones, *SHORT, *more, *replicas]) == 0
+    with open("md.json") as file:
+        told = json.load(file)
+    assert 5 < told["volume_mean_A3"] / 32 < 50 and abs(told["pressure_mean_GPa"]) < 5
+    one, other = (read_table(f"argon_md_{i}_stats.csv") for i in (0, 1))
+    assert one["temperature_K"][0] == pytest.approx(other["temperature_K"][0], abs=1e-9)
+    assert one["energy_potential_eV"][-1] != other["energy_potential_eV"][-1]
+    cells = [a.get_volume() for a in read("argon_md_0.xyz", ":")]
+    assert cells[-1] != cells[0]
+    assert_allclose(cells, one["volume_A3"][::2], rtol=1e-12)
+    # g(r) counts neighbours: 12 within the first shell of a crystal that is close packed
+    g = read_table("argon_md_rdf.csv")
+    shell, width = g["r_A"] < 4.6, g["r_A"][1] - g["r_A"][0]
+    density = 32 / told["volume_mean_A3"]
+    n = (g["g_Ar_Ar"] * 4 * np.pi * g["r_A"] ** 2 * width * density)[shell].sum()
+    assert_allclose(n, 12, rtol=0.01)
+
+
+@pytest.mark.slow
+def test_velocities_of_the_file_are_kept(springs):
+    atoms = read("water.xyz")
+    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (3, 3)))
+    write("moving.xyz", atoms)
+    more = ["--ensemble", "nve", "--model", springs, *SHORT]
+    assert main(["md", "moving.xyz", *more]) == 0
+    first = read("moving_md.xyz", 0)
+    assert_allclose(first.get_velocities(), read("moving.xyz").get_velocities(), rtol=1e-12)
+
+
+def command(springs, *more):
+    arguments = f"md water.xyz --model {springs} --steps 4000 --stats-every 20 --traj-every 50"
+    more = [*arguments.split(), "--block", "50", "--no-plot", "--dtype", "float64", *more]
+    return [sys.executable, "-m", "jaxmlip", *more]
+
+
+def same(one, other):
+    for name in ("water_md.xyz", "water_md_stats.csv", "water_md_final.xyz"):
+        with open(f"{one}/{name}", "rb") as a, open(f"{other}/{name}", "rb") as b:
+            assert a.read() == b.read(), name
+
+
+def size(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_or_told_to_stop_end_as_one_that_was_not(springs):
+    subprocess.run(command(springs, "--out", "whole"), check=True)
+    often = ["--out", "killed", "--restart-minutes", "0", "--resume", "--format", "both"]
+    statuses, signals = [], iter([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+    rng = np.random.default_rng(int(time.time()))
+    for number in signals:
+        process = subprocess.Popen(command(springs, *often), stderr=subprocess.DEVNULL)
+        begun = size("killed/water_md_stats.csv")
+        while process.poll() is None and size("killed/water_md_stats.csv") == begun:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(number)
+        statuses.append(process.wait())
+    done = subprocess.run(command(springs, *often), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(statuses) <= {-9, 75, 0} and -9 in statuses, statuses
+    same("whole", "killed")
+    found = read_h5md("killed/water_md.h5")
+    assert list(found.step) == list(range(0, 4001, 50))
+
+
+@pytest.mark.slow
+def test_a_time_limit_saves_and_says_how_to_go_on(springs, capsys):
+    arguments = command(springs, "--hours", "0")[3:]
+    assert main(arguments) == 75
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments[:-2], "--resume", "--steps", "200"]) == 0
+    steps = [f.info["step"] for f in read("water_md.xyz", ":")]
+    assert steps == [0, 50, 100, 150, 200]
+
+
+def test_a_run_that_blows_up_says_where_and_keeps_the_last_good_structure(springs, capsys):
+    atoms = read("water.xyz")
+    atoms.set_velocities(np.random.default_rng(0).normal(0, 5, (3, 3)))
+    write("moving.xyz", atoms)
+    more = ["--ensemble", "nve", "--block", "5", "--model", springs, *SHORT]
+    assert main(["md", "moving.xyz", *more]) == 4
+    told = capsys.readouterr().err
+    assert "blows up before step 5" in told and "it is the first block" in told
+    assert not os.path.exists("moving_md.xyz")
+
+
+@pytest.mark.slow
+def test_the_last_good_structure_is_kept_and_a_run_may_be_told_to_go_on(springs):
+    more = ["--ensemble", "nve", "--temp", "1e6", "--block", "5", "--model", springs, *SHORT]
+    assert main(["md", "water.xyz", *more]) == 0  # it is as hot as it was told to be
+    longer = [*more, "--resume", "--steps", "40"]
+    atoms = read("water_md_final.xyz")
+    assert main(["md", "water.xyz", *longer]) == 0
+    assert len(read("water_md.xyz", ":")) == 5 and len(atoms) == 3
