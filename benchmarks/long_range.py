@@ -1,58 +1,62 @@
-"""What does a long-range term give a trained model: charged dimers apart, LO-TO splitting of NaCl?
+"""What does a long-range term give a trained model: LO-TO splitting of NaCl, charged dimers apart?
 
-    python -m benchmarks.long_range nacl   --data DIR [--steps 400] [--seed 0] [--output FILE]
-    python -m benchmarks.long_range dimers --data DIR [--steps 300] [--near 8] [--local]
+    python -m benchmarks.long_range nacl     --data DIR [--local] [--epochs 40] [--output FILE]
+    python -m benchmarks.long_range nacl_pbe --data DIR [--local] [--epochs 40]
+    python -m benchmarks.long_range dimers   --data DIR [--local] [--near 8] [--cutoff 3] ...
 
-DIR holds `phonons/NaCl_rd` (supercells of 64 atoms with energies and forces, Born charge and
-dielectric constant in cells_nac.json) and `charged_dimers` (energies of pairs of organic ions at
-13 distances each). Models are small MACE, the same with and without the long-range term, trained
-here by the same steps; what is printed is one line of JSON each.
+DIR holds `phonons/NaCl_rd` (supercells of 64 and of 512 atoms with forces, Born charge and
+dielectric constant in cells_nac.json), `phonons/NaCl` (phonopy's example) and `charged_dimers`
+(energies of pairs of organic ions at 13 distances each). Models are small MACE, the same with and
+without (`--local`) the long-range term, trained here by the same steps in float32; one line of JSON
+is printed. Needs phonopy and symfc.
 
 nacl: charges of Z*/sqrt(eps_infinity) in an Ewald sum (the screened interaction of the crystal)
-beside a MACE of one layer; frequencies at Gamma from D(q) of the primitive cell at q -> 0, along
-the wave (LO) and across it (TO); published PBEsol: 4.616 and 7.396 THz.
-dimers: trained on the `near` shortest distances of each dimer, asked for the others. Charges are
-those of the ions that the data tell (the sum of each ion is a label). "tail": the slope of the
-energy in the distance of the last two points over that of the reference, which a local
-model cannot have.
+beside a MACE of one layer, trained as `jaxmlip train` does on 80 supercells. Frequencies at Gamma
+are those of D(q) of the primitive cell at q -> 0, along the wave (LO) and across it (TO). They are
+compared with force constants that phonopy fits to all 100 supercells, with Z* and eps_infinity as
+the non-analytic term.
+nacl_pbe: the same, trained on the forces of the two supercells of phonopy's example.
+dimers: see `charged_dimers`.
 """
 
 import argparse
 import json
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from ase import Atoms
+from ase.io import write
 
 import jaxmlip
-from jaxmlip import models, units
-from jaxmlip.derivatives.first import with_forces
-from jaxmlip.electrostatics import coulomb, ewald
+from benchmarks.charged_dimers import dimers, rms
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.extxyz import read_frames
-from jaxmlip.potential import add_electrostatics
-from jaxmlip.system import concatenate, pad
-
-REFERENCE = {"to_thz": 4.616, "lo_thz": 7.396}
-BONDED = 1.8  # Å, within an ion
+from jaxmlip.potential import bind
+from jaxmlip.train import evaluate_model, train
+from jaxmlip.vibrations.phonons.dispersion import frequencies_THz
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("nacl", "dimers"))
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--near", type=int, default=8)
     parser.add_argument("--local", action="store_true", help="without the long-range term")
+    parser.add_argument("--epochs", type=int, default=40, help="of a salt")
+    parser.add_argument("--steps", type=int, default=800, help="dimers")
+    parser.add_argument("--near", type=int, default=8, help="dimers: distances trained on")
+    parser.add_argument("--cutoff", type=float, default=3.0, help="dimers: Å")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    found = {"nacl": nacl, "dimers": dimers}[arguments.task](arguments)
+    begun = time.process_time()
+    found = TASKS[arguments.task](arguments)
+    found["cpu_s"] = round(time.process_time() - begun)
     line = json.dumps(vars(arguments) | found, default=str)
     print(line)
     if arguments.output:
@@ -60,201 +64,159 @@ def main():
             file.write(line + "\n")
 
 
-def train(loss, params, batches, arguments):
-    """Params after `steps` of Adam with a falling rate; loss(params, *batch)."""
-    steps = arguments.steps
-    adam = optax.adam(optax.cosine_decay_schedule(arguments.rate, steps, alpha=0.01))
-
-    @jax.jit
-    def step(params, state, batch):
-        value, slope = jax.value_and_grad(loss)(params, *batch)
-        change, state = adam.update(slope, state, params)
-        return optax.apply_updates(params, change), state, value
-
-    state, rng = adam.init(params), np.random.default_rng(arguments.seed)
-    begun = time.process_time()
-    for i in range(steps):
-        params, state, value = step(params, state, batches[rng.integers(len(batches))])
-        if i % 50 == 0 or i == steps - 1:
-            print(f"step {i} loss {float(value):.3e} cpu {time.process_time() - begun:.0f} s")
-    return params
-
-
 # --- rock salt ------------------------------------------------------------------------------------
 
 
-def nacl(arguments):
-    folder = arguments.data / "phonons" / "NaCl_rd"
-    nac = json.loads((folder / "cells_nac.json").read_text())
-    charge = nac["nac"]["born_effective_charge"][0][0][0]
-    charge /= np.sqrt(nac["nac"]["dielectric_constant"][0][0])
+@dataclass(frozen=True, kw_only=True)
+class Salt:
+    """Frames to learn from and to be judged by, and the phonopy fit of the same data."""
+
+    train: list
+    test: list
+    fit: object  # phonopy.Phonopy with force constants and the non-analytic term
+    energy: float  # weight of energies in the loss
+    scale: float | None = None  # eV, of the model's energies; None: the size of forces
+    large: Path | None = None  # frames of a larger supercell
+
+    @property
+    def charge(self) -> float:
+        """Z*/sqrt(eps_infinity), e: what the ions of a crystal feel of each other far away."""
+        born, fast = (self.fit.nac_params[k] for k in ("born", "dielectric"))
+        return float(born[0, 0, 0] / np.sqrt(fast[0, 0]))
+
+
+def salt_at_random(folder) -> Salt:
+    """NaCl_rd: 100 supercells, all atoms displaced by 0.03 Å, PBEsol."""
+    from phonopy import Phonopy
+
+    crystal = json.loads((folder / "cells_nac.json").read_text())
     frames = read_frames(folder / "displaced64.extxyz.xz")
-    cell = nac["unit_cell"]["lattice"][0][0]
-    primitive = _rock_salt(cell)
-    bare = models.MACE(
-        elements=(11, 17), cutoff=5.0, channels=16, hidden_l=0, l_max=2, correlation=2,
-        n_layers=1, radial_widths=(16, 16), avg_num_neighbors=26.0, scale=0.05,
-        dipole=not arguments.local, atomic_dipoles=False, formal_charges=(charge, -charge),
-    )  # fmt: skip
-    systems = [from_ase(a, bare.cutoff) for a in frames]
-    widest = max(s.edges.senders.shape[1] for s in systems)
-    systems = [pad(s, n_neighbors=widest) for s in systems]
-    small = from_ase(primitive, bare.cutoff)
-    potential = bare
-    if not arguments.local:
-        potential = add_electrostatics(bare, ewald([systems[0], small], bare.cutoff, 1e-4))
-    energies = np.array([a.info["REF_energy"] for a in frames]) / 64
-    labels = [(jnp.asarray(e - energies.mean()), a.arrays["REF_forces"]) for e, a in
-              zip(energies, frames, strict=True)]  # fmt: skip
-    n_train = len(frames) * 4 // 5
-    pairs = [
-        (jax.tree.map(jnp.asarray, s), *known) for s, known in zip(systems, labels, strict=True)
-    ]
-    params = jax.jit(bare.init)(jax.random.key(arguments.seed), systems[0])
-    shift = float(jax.jit(potential.apply)(params, pairs[0][0])["energy"][0]) / 64
-    params = {"model": params, "shift": jnp.asarray(shift)}
-
-    def errors(params, system, energy, forces):
-        out = with_forces(potential.apply)(params["model"], system)
-        return out["energy"][0] / 64 - params["shift"] - energy, out["forces"] - forces
-
-    def loss(params, *frame):
-        e, f = errors(params, *frame)
-        return 1e2 * e**2 + (f**2).mean() * 1e3
-
-    params = train(loss, params, pairs[:n_train], arguments)
-    check = jax.jit(errors)
-    test = [check(params, *frame) for frame in pairs[n_train:]]
-    rms = lambda x: float(np.sqrt(np.mean(np.square(x))))
-    return {
-        "charge_e": charge,
-        "energy_rmse_meV_per_atom": 1e3 * rms([e for e, _ in test]),
-        "forces_rmse_meV_per_A": 1e3 * rms([f for _, f in test]),
-        "forces_rms_meV_per_A": 1e3 * rms([f for _, _, f in pairs[n_train:]]),
-        **gamma(potential, params["model"], small, primitive.get_masses()),
-        "reference": REFERENCE,
-    }
-
-
-def _rock_salt(a):
-    from ase.build import bulk
-
-    return bulk("NaCl", "rocksalt", a=a)
-
-
-def gamma(potential, params, system, masses):
-    """Frequencies next to Gamma, THz: across the wave (TO) and along it (LO)."""
-    direction = np.array([[1e-3, 1e-3, 0.0]])  # of the face-centred cell: along one cube axis
-    D = np.asarray(jaxmlip.dynamical_matrix(potential.apply)(params, system, direction))[0]
-    root = np.repeat(np.sqrt(masses), 3)
-    values = np.linalg.eigvalsh((D + D.conj().T) / 2 / np.outer(root, root))
-    thz = np.sign(values) * np.sqrt(np.abs(values)) / (2 * np.pi) * units.second * 1e-12
-    return {
-        "to_thz": float(thz[3:5].mean()),
-        "lo_thz": float(thz[5]),
-        "acoustic_thz": thz[:3].tolist(),
-    }
-
-
-# --- charged dimers -------------------------------------------------------------------------------
-
-
-def dimers(arguments):
-    frames = read_frames(arguments.data / "charged_dimers" / "charge_charge.extxyz.xz")
-    for atoms in frames:
-        atoms.pbc = False
-    curves = [frames[i : i + 13] for i in range(0, len(frames), 13)]
-    for curve in curves:
-        part = _parts(curve[-1])  # where the ions are furthest apart
-        for atoms in curve:
-            atoms.arrays["part"] = part
-    near = [a for curve in curves for a in curve[: arguments.near]]
-    far = [a for curve in curves for a in curve[arguments.near :]]
-    elements = tuple(sorted({int(z) for a in frames for z in a.numbers}))
-    bare = models.MACE(
-        elements=elements, cutoff=4.0, channels=16, l_max=2, correlation=2, hidden_l=1,
-        n_layers=2, radial_widths=(16, 16), avg_num_neighbors=12.0, scale=0.2,
-        dipole=not arguments.local, atomic_dipoles=False, charge_weights=not arguments.local,
-    )  # fmt: skip
-    ions = [ion for curve in curves for ion in _ions(curve[0])]
-    size = dict(n_atoms=24, n_graphs=2)
-    batch = lambda many: jax.tree.map(
-        jnp.asarray, concatenate([_padded(a, bare.cutoff, size) for a in many])
+    cell, nac = crystal["unit_cell"], crystal["nac"]
+    unit = Atoms(
+        [p["symbol"] for p in cell["points"]],
+        scaled_positions=[p["coordinates"] for p in cell["points"]],
+        cell=cell["lattice"],
     )
-    apart, together = batch(ions), batch(near)
-    potential = bare if arguments.local else add_electrostatics(bare, coulomb(together))
+    axes = crystal["primitive_matrix"]
+    fit = Phonopy(phonopy_atoms(unit), crystal["supercell_matrix"], primitive_matrix=axes)
+    displacements, forces = _sorted(fit.supercell, frames)
+    fit.dataset = {"displacements": displacements, "forces": forces}
+    fit.produce_force_constants(fc_calculator="symfc")
+    fit.nac_params = {
+        "born": np.array(nac["born_effective_charge"]),
+        "dielectric": np.array(nac["dielectric_constant"]),
+        "factor": nac["unit_conversion_factor"],
+    }
+    large = folder / "displaced512.extxyz.xz"
+    return Salt(train=frames[:80], test=frames[80:], fit=fit, energy=100.0, large=large)
 
-    def binding(params, system, which):
-        """Energies of dimers less those of their ions; charges of all."""
-        out, of_ions = potential.apply(params, system), potential.apply(params, apart)
-        alone = of_ions["energy"][::2].reshape(-1, 2).sum(1)
-        return out["energy"][::2] - alone[which], out.get("charges")
 
-    def labels(many):
-        energy = [a.info["REF_energy"] - a.info["energyA"] - a.info["energyB"] for a in many]
-        which = [next(i for i, c in enumerate(curves) if any(a is b for b in c)) for a in many]
-        return jnp.asarray(energy), jnp.asarray(which), *_fragments(many, size["n_atoms"])
+def salt_at_rest(folder) -> Salt:
+    """NaCl: two supercells with one atom displaced by 0.01 Å, PBE; nothing is held out."""
+    import phonopy
 
-    def loss(params, system, energy, which, member, charge):
-        found, charges = binding(params, system, which)
-        value = ((found - energy) ** 2).mean()
-        if charges is None:
-            return value
-        of_ions = (member * charges.reshape(-1, 1, size["n_atoms"])).sum(-1)
-        return value + ((of_ions - charge) ** 2).mean()
+    files = {"force_sets_filename": folder / "FORCE_SETS", "born_filename": folder / "BORN"}
+    fit = phonopy.load(folder / "phonopy_disp.yaml", **files, log_level=0)
+    moved, frames = fit.supercells_with_displacements, []
+    for atoms, one in zip(moved, fit.dataset["first_atoms"], strict=True):
+        frame = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=True)
+        frame.arrays["REF_forces"] = np.asarray(one["forces"])
+        frames.append(frame)
+    often = 40 * frames  # 80 steps an epoch
+    return Salt(train=often, test=frames, fit=fit, energy=0.0, scale=0.5)
 
-    params = jax.jit(bare.init)(jax.random.key(arguments.seed), apart)
-    seen, unseen = (together, *labels(near)), (batch(far), *labels(far))
-    params = train(loss, params, [seen], arguments)
-    errors = jax.jit(lambda p, s, e, w, *_: binding(p, s, w)[0] - e)
-    close, beyond = errors(params, *seen), errors(params, *unseen)
-    rest = 13 - arguments.near
-    reference = np.asarray(unseen[1]).reshape(-1, rest)
-    found = np.asarray(beyond).reshape(-1, rest) + reference
-    slope = lambda e: e[:, -1] - e[:, -2]
+
+def phonopy_atoms(atoms):
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    return PhonopyAtoms(symbols=list(atoms.symbols), cell=atoms.cell[:], positions=atoms.positions)
+
+
+def _sorted(supercell, frames):
+    """Displacements and forces [n_frames, n_atoms, 3] in the order of the supercell's atoms."""
+    out = []
+    for atoms in frames:
+        shift = (atoms.positions[:, None] - supercell.positions) @ np.linalg.inv(supercell.cell)
+        shift = (shift - np.round(shift)) @ supercell.cell
+        mine = np.linalg.norm(shift, axis=-1).argmin(0)
+        assert len({*mine}) == len(mine)
+        out.append((shift[mine, np.arange(len(mine))], atoms.arrays["REF_forces"][mine]))
+    return (np.array(x) for x in zip(*out, strict=True))
+
+
+def nacl(arguments):
+    return salt(arguments, salt_at_random(arguments.data / "phonons" / "NaCl_rd"))
+
+
+def nacl_pbe(arguments):
+    return salt(arguments, salt_at_rest(arguments.data / "phonons" / "NaCl"))
+
+
+def salt(arguments, data: Salt):
+    """Trains the model and asks it for what it was not told."""
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        write(scratch / "train.extxyz", data.train)
+        write(scratch / "test.extxyz", data.test)
+        recipe = scratch / "train.yaml"
+        recipe.write_text(json.dumps(_recipe(arguments, data)))
+        model = train(recipe)
+        found = evaluate_model(model, scratch / "test.extxyz", batch_atoms=64)
+        if data.large:
+            large = evaluate_model(model, data.large, labels=["forces"])
+            found["forces_rmse_512_atoms_meV_per_A"] = large["forces_rmse_meV_per_A"]
+        potential, params = jaxmlip.load(model)
     return {
-        "seen_rmse_meV": 1e3 * float(jnp.sqrt((close**2).mean())),
-        "beyond_rmse_meV": 1e3 * float(jnp.sqrt((beyond**2).mean())),
-        "beyond_rms_about_last_seen_meV": 1e3 * _if_flat(np.asarray(seen[1]), reference),
-        "tail": float(np.mean(slope(found) / slope(reference))),
+        "charge_e": data.charge,
+        **{k: v for k, v in found.items() if "rmse" in k},
+        "forces_rms_meV_per_A": 1e3 * rms([a.arrays["REF_forces"] for a in data.test]),
+        **gamma(potential, params, data.fit.primitive),
+        **of_the_data(data.fit),
     }
 
 
-def _if_flat(near, far):
-    """Error of a curve that stays where it was at the last distance seen."""
-    last = near.reshape(len(far), -1)[:, -1:]
-    return float(np.sqrt(np.mean((far - last) ** 2)))
+def _recipe(arguments, data):
+    fields = {
+        "cutoff": 5.0, "channels": 16, "hidden_l": 0, "l_max": 2, "correlation": 2, "n_layers": 1,
+        "radial_widths": [16, 16], "smoothness": 3,
+    }  # fmt: skip
+    fields |= {"scale": data.scale} if data.scale else {}
+    charges = [data.charge, -data.charge]
+    far = {"dipole": True, "atomic_dipoles": False, "formal_charges": charges}
+    card = {"electrostatics": {"method": "ewald", "tolerance": 1e-4}}
+    return {
+        "model": {"fields": fields if arguments.local else fields | far},
+        "data": {"train": "train.extxyz", "valid": "test.extxyz"},
+        "loss": {"energy": data.energy, "forces": 1000.0},
+        "optimizer": {"learning_rate": arguments.rate, "warmup_steps": 100, "amsgrad": False},
+        "epochs": arguments.epochs,
+        "batch_atoms": 64,
+        "buckets": 1,
+        "seed": arguments.seed,
+        "output": "run",
+        "card": {} if arguments.local else card,
+    }
 
 
-def _padded(atoms, cutoff, size):
-    system = pad(from_ase(atoms, cutoff), **size)
-    return pad(system, n_neighbors=max(23, system.edges.senders.shape[1]))
+def gamma(potential, params, primitive):
+    """Frequencies next to Gamma, THz: across the wave (TO) and along it (LO)."""
+    atoms = Atoms(primitive.symbols, positions=primitive.positions, cell=primitive.cell, pbc=True)
+    system = from_ase(atoms, potential.cutoff)
+    potential, params = bind(potential, system), jaxmlip.cast(params, np.float64)
+    direction = 1e-4 * atoms.cell[:] @ [1.0, 0, 0]  # along a cube axis, in reciprocal vectors
+    matrix = jaxmlip.dynamical_matrix(potential.apply)
+    thz = frequencies_THz(np.asarray(matrix(params, system, direction[None])), primitive.masses)[0]
+    optical = dict(zip(("to_thz", "to_thz_2", "lo_thz"), thz[3:].tolist(), strict=True))
+    return optical | {"acoustic_thz": thz[:3].tolist()}
 
 
-def _parts(atoms):
-    """[n_atoms] 0 or 1: the ion of each atom, by bonds; the first atom is in ion 0 (A)."""
-    near = atoms.get_all_distances() < BONDED
-    part = np.linalg.matrix_power(near.astype(float), len(atoms)) > 0
-    return np.where(part[0], 0, 1)
+def of_the_data(fit):
+    """The same by the force constants of the data."""
+    thz = fit.run_qpoints([[0, 0, 0]], nac_q_direction=[1, 0, 0]).frequencies[0]
+    return {"data_to_thz": float(thz[3]), "data_lo_thz": float(thz[5])}
 
 
-def _ions(atoms):
-    part = atoms.arrays["part"]
-    for i, charge in enumerate((atoms.info["chargeA"], atoms.info["chargeB"])):
-        ion = atoms[part == i]
-        ion.info = {"charge": float(charge)}
-        yield ion
-
-
-def _fragments(many, size):
-    """(membership [n, 2, size], charges [n, 2]) of the ions of each dimer."""
-    member = np.zeros((len(many), 2, size))
-    for i, atoms in enumerate(many):
-        part = atoms.arrays["part"]
-        member[i, part, np.arange(len(atoms))] = 1
-    charge = [[float(a.info["chargeA"]), float(a.info["chargeB"])] for a in many]
-    return jnp.asarray(member), jnp.asarray(charge)
-
+TASKS = {"nacl": nacl, "nacl_pbe": nacl_pbe, "dimers": dimers}
 
 if __name__ == "__main__":
     main()

@@ -186,6 +186,12 @@ def add_equilibration(potential, equilibrate) -> Potential:
     def apply(params, system: System):
         out = dict(potential.apply(params, system))
         _owes(out, "add_equilibration", "electronegativities", "hardnesses")
+        if "dipole" in out:
+            raise UsageError(
+                "the potential predicts a dipole of its own, equilibrated charges bring another",
+                where="add_equilibration",
+                fix="a model with `dipole: false`",
+            )
         found = equilibrate(system, out["electronegativities"], out["hardnesses"])
         energy = out["energy"] + found["energy"].astype(out["energy"].dtype)
         return {**out, **found, "energy": energy}
@@ -245,4 +251,5 @@ def planned_later(plan: Callable, init: Callable, cutoff: float) -> Potential:
             fix="potential = jaxmlip.bind(potential, system)",
         )
 
-    return Potential(init, apply, cutoff, plan)
+    again = lambda system: plan(system)._replace(plan=again)  # what is bound can be bound anew
+    return Potential(init, apply, cutoff, again)

@@ -94,3 +94,23 @@ def test_the_clock_counts_only_the_call():
     measured = timing.measure(lambda: sum(range(10_000)), budget=0.05)
     assert measured["repeats"] >= 5
     assert 0 < measured["cpu_ms"] <= measured["cpu_median_ms"]
+
+
+@pytest.mark.slow
+def test_lists_and_trajectories_of_all_codes_are_measured():
+    # argon: every code finds the pairs of vesin (but for some at the very cutoff), none overflows
+    def lines(*options):
+        command = [sys.executable, "-m", "benchmarks.md", *options, "--atoms", "500"]
+        command += ["--budget", "0.01"]
+        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=900)
+        return {line["code"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    lists = lines("lists")
+    assert set(lists) == {"jaxmlip", "Dense", "Sparse", "vesin"}
+    for line in lists.values():
+        assert abs(line["pairs"] - lists["vesin"]["pairs"]) < 5 and not line.get("overflow")
+    runs = lines("lj", "--steps", "10")
+    assert set(runs) == {"jaxmlip", "Dense", "Sparse", "OrderedSparse", "ase"}
+    for line in runs.values():
+        assert line["ms"] > 0 and not line.get("overflow")
+    assert abs(runs["jaxmlip"]["drift"]) < 1e-5  # eV per atom and step

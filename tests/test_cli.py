@@ -151,6 +151,7 @@ USAGE = {
     "no configuration": (["train", "none.yaml"], 2, "none.yaml"),
     "no labels": (["evaluate", "MODEL", "water.xyz"], 3, "JM220"),
     "key that is none": (["evaluate", "MODEL", "water.xyz", "--key", "energy"], 2, "--key"),
+    "unit that is none": (["evaluate", "MODEL", "water.xyz", "--unit", "dipole=a.u."], 2, "'a.u.'"),
     "card of no model": (["models", "show", "none.safetensors"], 6, "no such model file"),
 }
 
@@ -319,21 +320,21 @@ def test_stress_is_given_for_a_crystal(springs, capsys):
 def test_evaluate_of_the_model_on_itself_is_exact(water, springs, capsys):
     assert main(["singlepoint", water, "--model", springs, "--extxyz"]) == 0
     capsys.readouterr()
-    found = run_json(
-        [
-            "evaluate",
-            springs,
-            "water_singlepoint.xyz",
-            "--key",
-            "energy=energy",
-            "--key",
-            "forces=forces",
-            "--dtype",
-            "float64",
-        ],
-        capsys,
-    )
+    command = ["evaluate", springs, "water_singlepoint.xyz", "--dtype", "float64"]
+    command += ["--key", "energy=energy", "--key", "forces=forces"]
+    found = run_json(command, capsys)
     assert found["forces_mae_meV_per_A"] < 1e-4 and found["energy_mae_meV_per_atom"] < 1e-4
+
+
+def test_evaluate_reads_labels_in_the_unit_that_it_is_told(springs, capsys):
+    text = WATER.replace("water", "REF_energy=2.0")
+    with open("hartree.xyz", "w") as one, open("ev.xyz", "w") as other:
+        one.write(text)
+        other.write(text.replace("2.0", str(2 * jaxmlip.units.hartree)))
+    command = ["evaluate", springs, "--dtype", "float64", "--label", "energy"]
+    expected = run_json([*command, "ev.xyz"], capsys)["energy_mae_meV_per_atom"]
+    found = run_json([*command, "hartree.xyz", "--unit", "energy=Ha"], capsys)
+    assert found["energy_mae_meV_per_atom"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_models_are_listed_and_shown(springs, capsys):

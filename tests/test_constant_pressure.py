@@ -142,7 +142,7 @@ def test_a_list_is_fresh_only_while_it_has_every_pair_of_a_cell_that_moves():
     system, cutoff, skin, rng = argon(1), 5.0, 0.6, np.random.default_rng(0)
     plan = ListPlan(cutoff=cutoff + skin, bins=((1, 1, 1),), reach=((1, 1, 1),))
     neighbors = Neighbors(plan=plan, cutoff=cutoff, width=None, moving_cell=True)
-    listed = Listed(edges=None, positions=system.positions, cell=system.cell)
+    listed = Listed(edges=None, reach=cutoff + skin, positions=system.positions, cell=system.cell)
     known = all_pairs(system, cutoff + skin)
     is_fresh, told = jax.jit(lambda motion: fresh(motion, listed, system, neighbors)), []
     for size in np.linspace(0.01, 0.12, 12):

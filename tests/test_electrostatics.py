@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
 from jaxmlip.derivatives import dynamical_matrix, dynamical_matrix_supercell
-from jaxmlip.electrostatics import coulomb, ewald, field, inverse_power, potential
+from jaxmlip.electrostatics import coulomb, ewald, field, inverse_power, pme, potential
 from jaxmlip.errors import ResourceError, UsageError
+from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.neighbors import find_edges
+from jaxmlip.parallel import decompose
 from jaxmlip.system import (
     System,
     cast,
@@ -512,6 +515,24 @@ def test_what_cannot_be_planned_is_refused():
     assert np.isnan(energies(ewald(system, 5.0), molecule, charges)[0])  # not what was planned
 
 
+def test_what_is_not_planned_has_nan_forces_and_leaves_the_others_alone():
+    pair = build([[0, 0, 0], [0, 0, 2.0]], np.eye(3), 3.0, MOLECULE)
+    four = build([[0, 0, 0], [0, 0, 2.0], [0, 3, 0], [2, 0, 0]], np.eye(3), 3.0, MOLECULE)
+    batch = concatenate([pair, four, pair])
+    batch = replace(batch, pbc=np.array([MOLECULE, MOLECULE, CRYSTAL]))
+    solver, charges = coulomb(concatenate([pair, pair])), jnp.array([1.0, -1.0] * 4)
+    energy = lambda r, system: solver(replace(system, positions=r), charges).sum()
+    slope = jax.jit(jax.grad(energy))(batch.positions, jax.tree.map(jnp.asarray, batch))
+    assert_allclose(slope[:2, 2], [-K / 4, K / 4])  # of -K / d
+    assert np.isnan(slope[2:]).all()
+
+
+def test_pairs_of_a_molecule_are_refused_on_several_devices():
+    pair = build([[0, 0, 0], [0, 0, 2.0]], np.eye(3), 3.0, MOLECULE)
+    with pytest.raises(UsageError, match="not spread over devices"):
+        coulomb()(decompose(pair, 2, grid=(1, 1, 2)).system, np.zeros(2))
+
+
 def test_equal_plans_are_equal_and_share_a_compiled_program():
     system, _ = ions(4, 5.0, cutoff=4.0)
     solver = ewald(system, 4.0)
@@ -602,3 +623,31 @@ def test_float32_forces_of_ten_thousand_charges():
 def slopes32(solver, system, charges):
     zero = jnp.zeros_like(jnp.asarray(system.cell))
     return _slopes(solver, system, jnp.asarray(system.positions), charges, zero, None)
+
+
+@pytest.mark.parametrize("plan", [ewald, pme])
+def test_what_is_not_planned_is_nan_with_all_derivatives_and_the_others_are_not(plan):
+    cell = [[4.0, 0.1, 0], [0.3, 4.2, 0], [0, 0.2, 4.4]]
+    one = from_ase(Atoms("NaCl", [[0, 0, 0], [2.1, 2.0, 2.2]], cell=cell, pbc=True), 4.0)
+    grown, open_ = strain(one, 1.5 * np.eye(3)[None]), replace(one, pbc=np.zeros((1, 3), bool))
+    batch = pad(concatenate([one, grown, open_, one]), n_atoms=10, n_graphs=5)
+    solver = plan(one, 4.0, 1e-3)
+    if plan is ewald:
+        solver = replace(solver, largest=2)
+
+    @jax.jit
+    def slopes(system):
+        def energy(r, epsilon, charges):
+            out = solver(strain(replace(system, positions=r), epsilon), charges)
+            return out.sum(), out
+
+        charges, still = jnp.array([1.0, -1.0] * 5), jnp.zeros((5, 3, 3))
+        return jax.grad(energy, (0, 1, 2), has_aux=True)(system.positions, still, charges)
+
+    (by_r, by_strain, by_charge), energy = slopes(jax.tree.map(jnp.asarray, batch))
+    bad = np.array([0, 1, 1, 0, 0], bool)
+    atoms = np.repeat(bad, 2)
+    assert (np.isnan(energy) == bad).all() and (np.isnan(by_charge) == atoms).all()
+    assert (np.isnan(by_r).all(1) == atoms).all() and (np.isnan(by_r).any(1) == atoms).all()
+    assert np.isfinite(by_strain[~bad]).all()
+    assert_allclose(energy[::4], [energy[3], 0])

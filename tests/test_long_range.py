@@ -16,7 +16,7 @@ import jaxmlip
 from jaxmlip import models, units
 from jaxmlip.derivatives import dynamical_matrix_supercell
 from jaxmlip.derivatives.first import total_energy
-from jaxmlip.electrostatics import coulomb, ewald, inverse_power
+from jaxmlip.electrostatics import coulomb, ewald, inverse_power, pme
 from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.ase import from_ase
@@ -373,6 +373,20 @@ def test_slope_and_curvature_of_long_range_features():
     system = from_ase(salt(), model.cutoff)
     slope, curvature = derivative_errors(bind(model, system).apply, params, on_device(system))
     assert slope < 1e-6 and curvature < 1e-6
+
+
+@pytest.mark.parametrize("plan", [ewald, pme])
+def test_a_cell_that_outgrew_its_plan_is_refused_and_never_summed_coarsely(plan):
+    system = from_ase(salt().repeat(2), 4.0)
+    charges = np.where(system.numbers == 11, 1.0, -1.0)
+    solver = plan(system, 4.0, 1e-3)
+    energy = jax.jit(solver)
+    grown = lambda x: on_device(strain(system, x * np.eye(3)[None]))
+    assert np.isfinite(energy(grown(0.05), charges)).all()
+    slope = jax.jit(jax.grad(lambda s: solver(s, charges).sum(), allow_int=True))(grown(1.0))
+    assert np.isnan(energy(grown(1.0), charges)).all() and np.isnan(slope.positions).all()
+    with pytest.raises(UsageError, match="JM532.*planned for other cells"):
+        solver(grown(1.0), charges)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,22 +261,40 @@ def test_a_time_limit_saves_and_says_how_to_go_on(springs, capsys):
     assert steps == [0, 50, 100, 150, 200]
 
 
-def test_a_run_that_blows_up_says_where_and_keeps_the_last_good_structure(springs, capsys):
+def hot(speed):
+    """A file with velocities far beyond what is allowed, and a run of it."""
     atoms = read("water.xyz")
-    atoms.set_velocities(np.random.default_rng(0).normal(0, 5, (3, 3)))
+    atoms.set_velocities(np.random.default_rng(0).normal(0, speed, (3, 3)))
     write("moving.xyz", atoms)
-    more = ["--ensemble", "nve", "--block", "5", "--model", springs, *SHORT]
-    assert main(["md", "moving.xyz", *more]) == 4
+    return ["md", "moving.xyz", "--ensemble", "nve", "--block", "5", *SHORT]
+
+
+def test_a_run_that_blows_up_says_where(springs, capsys):
+    assert main([*hot(5.0), "--model", springs]) == 4
     told = capsys.readouterr().err
     assert "blows up before step 5" in told and "it is the first block" in told
     assert not os.path.exists("moving_md.xyz")
 
 
 @pytest.mark.slow
-def test_the_last_good_structure_is_kept_and_a_run_may_be_told_to_go_on(springs):
-    more = ["--ensemble", "nve", "--temp", "1e6", "--block", "5", "--model", springs, *SHORT]
-    assert main(["md", "water.xyz", *more]) == 0  # it is as hot as it was told to be
-    longer = [*more, "--resume", "--steps", "40"]
-    atoms = read("water_md_final.xyz")
-    assert main(["md", "water.xyz", *longer]) == 0
-    assert len(read("water_md.xyz", ":")) == 5 and len(atoms) == 3
+def test_a_run_may_be_told_to_go_on_and_else_the_last_good_structure_is_kept(springs, capsys):
+    arguments = [*hot(1.5), "--model", springs]
+    assert main([*arguments, "--allow-unstable"]) == 0
+    longer = [*arguments, "--resume", "--steps", "40"]
+    assert main(longer) == 4
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the last good state, of step 20" in told and "moving_md_last_good.xyz" in told
+    good, final = read("moving_md_last_good.xyz"), read("moving_md_final.xyz")
+    assert_allclose(good.positions, final.positions, atol=1e-12)
+    assert main([*longer, "--allow-unstable"]) == 0
+    assert [f.info["step"] for f in read("moving_md.xyz", ":")] == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.slow
+def test_resuming_never_replaces_a_run_that_it_does_not_go_on_from(springs, capsys):
+    arguments = ["md", "water.xyz", "--model", springs, *SHORT]
+    assert main(arguments) == 0
+    shutil.rmtree("water_md_restart")
+    assert main([*arguments, "--resume"]) == 2
+    assert "without a restart point" in capsys.readouterr().err
+    assert len(read("water_md.xyz", ":")) == 3

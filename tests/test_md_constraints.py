@@ -11,9 +11,11 @@ from numpy.testing import assert_allclose
 
 from jaxmlip import units
 from jaxmlip.errors import UsageError
+from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
+from jaxmlip.md.listing import fresh
 from jaxmlip.md.motion import at_rest, bodies_of, temperature_of, thermal_motion
-from jaxmlip.md.run import prepare, trajectory
+from jaxmlip.md.run import prepare, started, trajectory
 from jaxmlip.potential import Potential, add_field
 from jaxmlip.system import sum_atoms
 
@@ -116,3 +118,33 @@ def test_the_temperature_counts_what_can_move():
     noise = bodies_of(system, MASSES, keeps_momentum=False)
     assert noise.dof[0] == 12
     assert bodies_of(system, MASSES, keeps_momentum=False, fixed_center=True).dof[0] == 9
+
+
+def test_a_motion_is_carried_on_only_by_what_knows_it():
+    # not with the bath, the kept predictions or the shorter list of another run
+    system, key = gas(1, 2, 30.0), jax.random.key(0)
+    apply = lambda params, system: {"energy": jnp.zeros(1), "dipole": jnp.zeros((1, 3))}
+    nothing = Potential(lambda key, system: {}, apply, 2.0)
+    made = lambda bath, **options: prepare(
+        nothing, {}, system, bath, masses=np.ones(2), narrow=False, **options
+    )
+    bath = csvr(dt=1.0, temperature=300.0)
+    first = made(bath, keep=("dipole",))
+    motion = started(first, at_rest(system, key))
+    moved = replace(motion, step=jnp.asarray(5), extra={"dipole": jnp.ones((1, 3))})
+    assert started(first, moved).extra["dipole"].all() and started(made(bath), moved).extra == {}
+    others = [
+        nose_hoover(dt=1.0, temperature=300.0),
+        stochastic_cell(bath, pressure=0.0),
+        stochastic_cell(langevin(dt=1.0, temperature=300.0), pressure=0.0),
+    ]
+    for other in others:
+        with pytest.raises(UsageError, match="another integrator"):
+            started(made(other), moved)
+    assert started(made(others[1]), replace(moved, step=-1)).bath["given"] == 0
+    # a list within 2.5 Å serves a run that would make them within 2.6 Å while 2.5 is enough
+    listed = replace(started(first, moved).list, positions=system.positions)
+    longer = made(bath, skin=0.6).neighbors
+    for way, enough in ((0.24, True), (0.26, False)):
+        shifted = replace(moved, positions=moved.positions + way * np.eye(3)[0])
+        assert fresh(shifted, listed, system, longer) == enough

@@ -294,6 +294,15 @@ def test_guessed_charges_are_neutral_and_alternate():
     assert_allclose(planning.guess_charges(np.array([11, 17])), [1, -1])
 
 
+def test_a_plan_for_a_structure_does_not_depend_on_the_others_of_its_batch():
+    halite, _ = salt(1)
+    halite = replace(halite, numbers=np.where(np.arange(8) % 2, 17, 11))
+    periclase = replace(halite, numbers=np.where(np.arange(8) % 2, 8, 12))
+    plan = lambda batch: planning.structures(batch, CUTOFF, None, "pme")
+    (alone,), (beside, _) = plan(halite), plan(concatenate([halite, periclase]))
+    assert_allclose([beside.pair, beside.self], [alone.pair, alone.self])
+
+
 def test_what_a_mesh_cannot_do_is_refused():
     system, charges = salt(1)
     slab = replace(system, pbc=np.array([[True, True, False]]))

@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose
 from structures import KEY, STRUCTURES
 
 import jaxmlip
+from jaxmlip.errors import ModelError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.models import MACE, ZBL, LennardJones, Morse, NequIP
+from jaxmlip.models import MACE, ZBL, LennardJones, LongRangeMACE, Morse, NequIP
 from jaxmlip.potential import add_field
 from jaxmlip.system import cast, concatenate, pad, strain
 
@@ -424,3 +425,9 @@ def test_pseudovectors_of_nequip_keep_the_energy_under_inversion():
         q = orthogonal(4, improper)
         other = replace(system, positions=system.positions @ q.T)
         assert_allclose(energy(other), energy(system), rtol=1e-9)
+
+
+def test_far_sources_need_a_layer_that_feels_them():
+    model = LongRangeMACE(**{**LEARNED, "n_layers": 1})
+    with pytest.raises(ModelError, match="between layers"):
+        jax.eval_shape(model.init, KEY, from_ase(Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]), CUTOFF))

@@ -1,6 +1,7 @@
 """Pair potentials against ASE and against their formulas."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -115,23 +116,40 @@ def test_a_pair_potential_has_no_parameters():
 
 def test_mutual_differences_have_the_derivatives_of_plain_ones():
     # a list of both directions, so every order and mode must agree with the scatter of plain
-    # differences; and a batch of lists is one list
+    # differences, also where only part of a derivative is taken further; a batch is one list
     rng = np.random.default_rng(0)
     points = rng.normal(size=(6, 3))
     senders = jnp.asarray([[j for j in range(6) if j != i] for i in range(6)])
-
-    def energy(difference, points, senders):
-        axes = [difference(points[:, i], senders) for i in range(3)]
-        return jnp.sum(jnp.exp(-sum(axis**2 for axis in axes)))
-
     plain = lambda x, senders: x[:, None] - x[senders]
-    for order in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
-        ours = jax.jit(order(lambda x: energy(mutual_differences, x, senders)))(points)
-        expected = jax.jit(order(lambda x: energy(plain, x, senders)))(points)
-        assert_allclose(ours, expected, atol=1e-13)
+
+    def energy(difference, points, senders, width=1.0):
+        axes = [difference(points[:, i], senders) for i in range(3)]
+        return jnp.sum(jnp.exp(-width * sum(axis**2 for axis in axes)))
+
+    def derivatives(difference, x, senders):
+        of = partial(energy, difference, senders=senders)
+        forward = lambda f: lambda x: jax.jvp(f, (x,), (jnp.cos(x),))[1]
+        one = lambda x: jax.grad(jax.checkpoint(of))(x)[2, 1]  # of one atom, along one axis
+        return {
+            "first": jax.grad(of)(x),
+            "second": jax.hessian(of)(x),
+            "forward twice": forward(forward(of))(x),
+            "of one force": jax.grad(one)(x),
+            "third": jax.grad(forward(one))(x),
+        }
+
+    both = (mutual_differences, plain)
+    ours, expected = (jax.jit(partial(derivatives, f))(points, senders) for f in both)
+    for name, value in expected.items():
+        assert_allclose(ours[name], value, atol=1e-12, err_msg=name)
     many = jnp.stack([points, 2 * points]), jnp.stack([senders, senders[:, ::-1]])
-    slope = lambda difference: jax.vmap(jax.grad(lambda x, s: energy(difference, x, s)))
+    slope = lambda difference: jax.vmap(jax.grad(partial(energy, difference)))
     assert_allclose(slope(mutual_differences)(*many), slope(plain)(*many), atol=1e-13)
+    widths = jnp.array([0.5, 1.0, 2.0])  # an ensemble
+    each = lambda f: jax.vmap(jax.grad(partial(energy, f)), (None, None, 0))(
+        points, senders, widths
+    )
+    assert_allclose(each(mutual_differences), each(plain), atol=1e-13)
 
 
 def test_energies_of_atoms_have_slopes_of_their_own():
@@ -144,3 +162,16 @@ def test_energies_of_atoms_have_slopes_of_their_own():
         for step in 1e-4 * np.eye(12).reshape(12, 4, 3)
     ]
     assert_allclose(jax.jit(jax.grad(first))(system.positions).reshape(-1), numerical, atol=1e-8)
+
+
+def test_forces_add_up_to_zero_where_pairs_end_at_the_cutoff():
+    # a truncated curve in float32, pairs at the cutoff within rounding: what i feels of j must be
+    # what j feels of i, to the bit, or momentum would not be kept
+    atoms = bulk("Ar", "fcc", 5.0, cubic=True).repeat(2)
+    atoms.rattle(1e-6, seed=0)
+    cutoff = 5.0 / np.sqrt(2)
+    model = LennardJones(cutoff=cutoff, onset=1.0)
+    system = from_ase(atoms, cutoff + 0.5, dtype="float32")
+    forces = np.asarray(jax.jit(jaxmlip.forces(model.apply))({}, system), float)
+    assert np.abs(forces).max() > 0.02  # of two opposite pairs of some atoms only one is cut
+    assert_allclose(forces.sum(0), 0, atol=1e-6)  # eV/Å

@@ -33,7 +33,7 @@ from jaxmlip.md.integrators import csvr, langevin, nve
 from jaxmlip.md.motion import thermal_motion
 from jaxmlip.md.observables import frame, pair_counts, responses, with_msd
 from jaxmlip.md.run import prepare
-from jaxmlip.md.simulate import Plan, last_good, simulate
+from jaxmlip.md.simulate import Plan, _check_responses, last_good, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
 from jaxmlip.restart import saved_states
@@ -73,7 +73,8 @@ def drawn(n_frames, n_atoms, dtype, first=0):
 def test_extended_xyz_gives_ase_the_same_numbers(tmp_path, dtype, rtol):
     # momenta are products of a mass: one rounding; all else is exact
     water = Atoms("OH2", positions=np.zeros((3, 3)), cell=np.eye(3), pbc=[True, True, False])
-    scene, frames = scene_of(water, info=(("charge", 1.0),)), drawn(3, 3, dtype)
+    scene = scene_of(water, info=(("charge", 1.0), ("field", (0.0, 0.0, 0.25))))
+    frames = drawn(3, 3, dtype)
     for part in (slice(0, 1), slice(1, 3)):
         append_extxyz(tmp_path / "a.xyz", scene, {k: v[part] for k, v in frames.items()})
     found = read(tmp_path / "a.xyz", ":")
@@ -89,6 +90,7 @@ def test_extended_xyz_gives_ase_the_same_numbers(tmp_path, dtype, rtol):
         assert_allclose(atoms.get_velocities(), frames["velocities"][i], rtol=2 * rtol)
         assert atoms.info["step"] == 10 * i and atoms.info["time_fs"] == 5 * i
         assert atoms.info["charge"] == 1 and list(atoms.pbc) == [True, True, False]
+        assert_array_equal(atoms.info["field"], [0, 0, 0.25])
 
 
 def test_isotopes_and_held_atoms_are_in_the_file(tmp_path):
@@ -107,7 +109,8 @@ def test_isotopes_and_held_atoms_are_in_the_file(tmp_path):
 @pytest.mark.parametrize("dtype, rtol", [("float64", 3e-16), ("float32", 2e-7)])
 def test_h5md_gives_the_same_numbers(tmp_path, dtype, rtol):
     crystal = bulk("Ar")
-    scene, frames = scene_of(crystal), drawn(5, 1, dtype)
+    told = {"charge": 1.0, "spin": 2, "field": (0.0, 0.0, 0.25)}
+    scene, frames = scene_of(crystal, info=tuple(told.items())), drawn(5, 1, dtype)
     series = {"step": np.arange(8), "dipole": np.random.default_rng(1).normal(size=(8, 3))}
     for a, b in ((0, 2), (2, 5)):
         table = {k: v[2 * a : 2 * b] for k, v in series.items()}
@@ -125,9 +128,19 @@ def test_h5md_gives_the_same_numbers(tmp_path, dtype, rtol):
     assert_allclose(atoms.get_velocities(), frames["velocities"][4], rtol=rtol)
     assert_array_equal(atoms.cell.array, frames["cell"][4])
     assert atoms.info["step"] == 40
+    assert all(np.array_equal(atoms.info[name], value) for name, value in told.items())
     dipole = found.observables["dipole"]
     assert_array_equal(dipole.value, series["dipole"])
     assert dipole.unit == "e Angstrom" and dipole.time[-1] == 3.5
+    with h5py.File(tmp_path / "a.h5", "r+") as file:  # as other programs may write it
+        position = file["particles/atoms/position"]
+        del position["step"], position["time"]
+        position["step"], position["time"] = 10, 5.0
+    assert_array_equal(read_h5md(tmp_path / "a.h5").time, found.time)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["particles/atoms/position/value"].attrs["unit"] = "nm"
+    with pytest.raises(DataError, match="position is in nm, expected Angstrom"):
+        read_h5md(tmp_path / "a.h5")
 
 
 def test_h5md_is_laid_out_as_its_specification_says(tmp_path):
@@ -389,6 +402,15 @@ def test_current_and_polarizability_of_the_loop_are_those_of_the_instants(tmp_pa
     missing = replace(run, keep=("charges",))
     with pytest.raises(UsageError, match="does not predict charges"):
         simulate(missing, motion, plan)
+
+
+def test_a_current_that_is_not_defined_stops_the_run():
+    flow = np.zeros((3, 2, 3))
+    records = [{"step": np.array([0, 5, 10]), "current": flow}]
+    _check_responses(records)
+    flow[1, 1] = np.nan
+    with pytest.raises(NumericalError, match="the current is not finite at step 5"):
+        _check_responses(records)
 
 
 def test_other_settings_are_not_resumed(tmp_path):

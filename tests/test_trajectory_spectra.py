@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 from jaxmlip import units
 from jaxmlip.cli.main import main
+from jaxmlip.cli.series.source import freedom
 from jaxmlip.md.files import Scene, append_h5md
 from jaxmlip.vibrations.spectra.density import LIGHT
 
@@ -24,11 +25,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def swings(n_frames, dt=1.0):
+def swings(n_frames, dt=1.0, bands=BANDS):
     """(positions, velocities, dipoles) of two bands, each with kT, charges of 0.4 e on hydrogen."""
     t = dt * np.arange(n_frames)
     r, v = np.tile(PLACES, (n_frames, 1, 1)), np.zeros((n_frames, 3, 3))
-    for nu, move in BANDS.items():
+    for nu, move in bands.items():
         move = np.pad(np.array(move, float), [(0, 0), (0, 1)])
         move[0] = -1.008 / 15.999 * move[1:].sum(0)
         omega = 2 * np.pi * LIGHT * nu / units.fs
@@ -83,6 +84,18 @@ def test_a_molecule_from_extended_xyz(capsys):
     with open("water_spectra.png", "rb") as file:
         assert file.read(4) == b"\x89PNG"
     assert main(["spectra", "water.xyz"]) == 2  # results are there
+
+
+def test_a_molecule_that_does_not_turn_has_fewer_degrees_of_freedom():
+    r, v, _ = swings(50)
+    assert freedom(v, MASSES, r) == 6  # one of the bands has angular momentum
+    r, v, _ = swings(50, bands={1600.0: BANDS[1600.0]})  # a bend that keeps the mirror plane
+    assert freedom(v, MASSES, r) == 3
+    assert freedom(v, MASSES) == 6  # in a crystal there is no rotation
+    assert freedom(v + 1.0, MASSES, r) == 9
+    line = np.tile(np.outer([-1.0, 0, 1], [1, 0, 0]), (50, 1, 1))
+    stretch = np.tile(np.outer([1.0, -2, 1], [1, 0, 0]), (50, 1, 1))
+    assert freedom(stretch, np.ones(3), line) == 4  # 3 n - 5
 
 
 def box(n_frames=4000, dt=2.0, seed=0):

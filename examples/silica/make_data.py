@@ -1,12 +1,12 @@
-"""Frames of quartz with energies, forces, stress, polarisation, Born charges, polarisability.
+"""Frames of a crystal with energies, forces, stress, polarisation, Born charges, polarisability.
 
     python examples/silica/make_data.py --source SiO2.extxyz.xz --out data/silica
+    python examples/silica/make_data.py --source BaTiO3.extxyz.xz --out data/barium_titanate
 
-The data are those of Falletta et al., Nature Communications 2025
-(10.1038/s41467-025-59304-1), MIT licence
-(github.com/mir-group/allegro-pol), gathered in one extended XYZ file. Every fifth frame or so is
-held out, one in twenty validates: a SHA-256 of its positions decides, so that the
-split does not depend on the order of the file.
+The data are those of Falletta et al., Nature Communications 2025 (10.1038/s41467-025-59304-1), MIT
+licence (github.com/mir-group/allegro-pol), quartz and barium titanate, each gathered in one
+extended XYZ file. Every fifth frame or so is held out, one in twenty validates: a SHA-256 of its
+positions decides, so that the split does not depend on the order of the file.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def labelled(source):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True, help="the extended XYZ file")
-    parser.add_argument("--out", type=Path, default=Path("data/silica"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     args = parser.parse_args()
     frames = read_frames(args.source)
     parts = [part_of(atoms) for atoms in frames]

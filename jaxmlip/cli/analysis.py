@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxmlip.cli import session
 from jaxmlip.cli.output import Output, task
 from jaxmlip.cli.session import Opened, announce, bound, versions
 from jaxmlip.errors import DataError, NumericalError
@@ -109,7 +110,7 @@ def _second_derivatives(system, model, fixed, *, raman=False):
     from jaxmlip import derivatives
 
     apply = model.potential.apply
-    has_dipole = bool(model.card["fields"].get("dipole")) and not np.any(system.pbc)
+    has_dipole = session.has_dipole(model.card) and not np.any(system.pbc)
     free = None if fixed is None else np.flatnonzero(~fixed)
 
     def everything(params, system):

@@ -36,6 +36,14 @@ def evaluate(
             help="Where a label is in the file, such as energy=dft_energy; may be repeated.",
         ),
     ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=UNIT",
+            help="Unit of a label in the file, such as polarizability=A3 or dipole=D; may be "
+            "repeated. Errors are in the units above.",
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,16 +53,19 @@ def evaluate(
     batch_atoms: Annotated[int, typer.Option(min=1, help="Atoms computed at once.")] = 512,
     dtype: options.Precision = Dtype.float32,
 ):
-    """Mean absolute and root mean square errors: meV/atom, meV/Å, meV/Å³, e Å."""
+    """Mean absolute and root mean square errors: meV/atom, meV/Å, meV/Å³, e Å, e, e² Å²/eV."""
     from jaxmlip.cli import session
 
     output = plan(file, [], json_file=json, overwrite=overwrite)
-    keys = _keys(key or ())
+    keys = _pairs(key or (), "--key", "energy=dft_energy")
+    units = _pairs(unit or (), "--unit", "polarizability=A3")
     session.start(x64=dtype == Dtype.float64)
     opened = session.open_model(model, dtype)
     session.announce("evaluate", opened, batch_atoms)
     with task("comparing") as tell:
-        found = _compared(file, opened, keys=keys, labels=label, batch_atoms=batch_atoms)
+        found = _compared(
+            file, opened, keys=keys, units=units, labels=label, batch_atoms=batch_atoms
+        )
         tell(f"{found['n_frames']} structures, {found['n_atoms']} atoms")
     output.console.print(_table(found))
     output.finish(
@@ -62,7 +73,7 @@ def evaluate(
     )
 
 
-def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
+def _compared(file, model, *, keys, units, labels, batch_atoms) -> dict:
     import numpy as np
 
     from jaxmlip.interfaces.check import check_elements
@@ -73,7 +84,12 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
 
     card = model.card
     frames = read_labelled(
-        file, card["cutoff"], keys=keys, needed=labels or (), dtype=np.dtype(model.dtype)
+        file,
+        card["cutoff"],
+        keys=keys,
+        units=units,
+        needed=labels or (),
+        dtype=np.dtype(model.dtype),
     )
     for i, (system, _) in enumerate(frames):
         check_elements(
@@ -92,14 +108,15 @@ def _compared(file, model, *, keys, labels, batch_atoms) -> dict:
     )
 
 
-def _keys(pairs) -> dict:
-    found = dict(pair.partition("=")[::2] for pair in pairs)
+def _pairs(given, where, example) -> dict:
+    """{label: value} of options LABEL=VALUE."""
+    found = dict(pair.partition("=")[::2] for pair in given)
     for name, value in found.items():
         if not value:
             raise UsageError(
-                f"'{name}' is not LABEL=KEY",
-                where="--key",
-                fix="for example --key energy=dft_energy",
+                f"'{name}' has no '=' with a value after it",
+                where=where,
+                fix=f"for example {where} {example}",
             )
     return found
 

@@ -209,7 +209,7 @@ def _run(run, motion, work, atoms, o, output):
     from jaxmlip.md.simulate import simulate
     from jaxmlip.restart import saved_states
 
-    _check_folder(work, o, saved_states(work.restarts))
+    _check_folder(work, o, saved_states(work.restarts), output)
     output.paths["md_restart"] = work.restarts
     try:
         with watch() as report:
@@ -230,13 +230,21 @@ def _run(run, motion, work, atoms, o, output):
         raise NumericalError(error.what, where=error.where, code=error.code, fix=fix) from error
 
 
-def _check_folder(work, o, states):
+def _check_folder(work, o, states, output):
     if states and not (o["resume"] or o["overwrite"]):
         raise UsageError(
             "there is a run in this folder already",
             where=str(work.restarts),
             code="JM104",
             fix="--resume to go on, --overwrite to begin anew, or another --out",
+        )
+    strangers = [] if work.restarts.exists() else [p for p in output.paths.values() if p.exists()]
+    if strangers and not o["overwrite"]:
+        raise UsageError(
+            "this file is there, without a restart point to go on from",
+            where=str(strangers[0]),
+            code="JM104",
+            fix="--overwrite to begin anew, or another --out",
         )
     if o["resume"]:
         note("resuming" if states else "nothing to resume: beginning")

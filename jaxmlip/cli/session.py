@@ -96,7 +96,7 @@ def open_model(
     path = pretrained.path_of(model)
     potential, params, card = checkpoint.load(path)
     name = path.stem if model in pretrained.names() else str(model)
-    if needs_dipole and not card["fields"].get("dipole"):
+    if needs_dipole and not has_dipole(card):
         raise ModelError(
             f"model '{name}' predicts no dipole, and infrared intensities are its derivatives",
             code="JM508",
@@ -125,6 +125,12 @@ def bound(model: Opened, *structures) -> Opened:
 
     systems = [from_ase(a, model.potential.cutoff, dtype=model.dtype) for a in structures]
     return replace(model, potential=bind(model.potential, systems))
+
+
+def has_dipole(card: dict) -> bool:
+    """Whether the energy of a molecule depends on the field: a readout, or equilibrated charges."""
+    equilibrated = (card.get("electrostatics") or {}).get("equilibration") is not None
+    return bool(card["fields"].get("dipole")) or equilibrated
 
 
 def predicts(card: dict, name: str) -> bool:

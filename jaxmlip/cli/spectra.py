@@ -182,7 +182,11 @@ def _finish(found, source, how, model, output: Output, *, compare):
     write(
         output.paths["spectra.png"],
         lambda partial: plot.draw(
-            partial, found, title=f"{source.formula}   {source.name}", compare=compare
+            partial,
+            found,
+            title=f"{source.formula}   {source.name}",
+            quantum=how.quantum,
+            compare=compare,
         ),
     )
     if "spectra.csv" in output.paths:

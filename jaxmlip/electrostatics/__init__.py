@@ -2,12 +2,22 @@
 
 `ewald`, `pme`, `p3m`, `inverse_power` and `coulomb` plan a solver on the host; a solver is a pure
 function to be differentiated as often as wished. `potential` and `field` are such derivatives, at
-the atoms.
+the atoms; `equilibration` finds the charges of least energy.
 """
 
 from jaxmlip.electrostatics.coulomb import coulomb
+from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.electrostatics.ewald import ewald, inverse_power
 from jaxmlip.electrostatics.mesh import p3m, pme
 from jaxmlip.electrostatics.solver import field, potential
 
-__all__ = ["coulomb", "ewald", "field", "inverse_power", "p3m", "pme", "potential"]
+__all__ = [
+    "coulomb",
+    "equilibration",
+    "ewald",
+    "field",
+    "inverse_power",
+    "p3m",
+    "pme",
+    "potential",
+]

@@ -1,6 +1,6 @@
 """Open boundaries: all pairs of a structure, in blocks of rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,11 @@ class Coulomb:
         _refuse_periodic(system)
         system = as_arrays(system)
         charges, dipoles = sources(system, charges, dipoles, "coulomb")
-        kernel = bare(1, self.exclude)
-        energy = all_pairs(system, charges, dipoles, kernel, self.largest or system.n_atoms)
-        return units.coulomb_constant * jnp.where(system.pbc.any(1), jnp.nan, energy)
+        kernel, largest = bare(1, self.exclude), self.largest or system.n_atoms
+        open_ = ~system.pbc.any(1)
+        return units.coulomb_constant * all_pairs(
+            system, charges, dipoles, kernel, largest, allowed=open_
+        )
 
 
 def _refuse_periodic(system):
@@ -60,22 +62,45 @@ def most_atoms(system: System) -> int:
     return max(int(np.bincount(graph, minlength=1).max()), 1)
 
 
-def all_pairs(system: System, charges, dipoles, kernel, largest: int, wanted=None) -> jax.Array:
+def all_pairs(
+    system: System, charges, dipoles, kernel, largest: int, wanted=None, allowed=True
+) -> jax.Array:
     """Sum over the pairs of each structure, [n_graphs]; kernel: a function of r².
 
-    wanted [n_graphs]: structures to count, the others are zero.
+    wanted [n_graphs]: structures to count, the others are zero. allowed [n_graphs]: where it is
+    not so, and where there are more than `largest` atoms, the sum and its derivatives are NaN.
     """
+    _refuse_domains(system)
     index, real = blocks(system, largest)
+    broken = ~jnp.asarray(allowed) | too_large(system, real)
     if wanted is not None:
-        real = real & wanted[:, None]
-    take = lambda x: None if x is None else x[index]
-    positions, charges, dipoles = take(system.positions), take(charges), take(dipoles)
+        real, broken = real & wanted[:, None], broken & wanted
+    system = spoiled(system, broken)
+    mine = lambda x: jnp.where(real.reshape(*real.shape, *[1] * (x.ndim - 1)), x[index], 0)
+    positions, charges, dipoles = jax.tree.map(mine, (system.positions, charges, dipoles))
     n = index.shape[1]
     rows = max(1, min(n, PAIRS // max(n * len(index), 1)))
     energies = _by_rows(kernel, positions, charges, dipoles, real, rows)
     wide = jnp.float64 if jax.config.jax_enable_x64 else energies.dtype
-    energy = energies.astype(wide).sum(1)
-    return jnp.where(too_large(system, blocks(system, largest)[1]), jnp.nan, energy)
+    return jnp.where(broken, jnp.nan, energies.astype(wide).sum(1))
+
+
+def spoiled(system: System, broken) -> System:
+    """The system with NaN positions where `broken` [n_graphs].
+
+    Derivatives are then NaN, too, in those structures and in no other; of an energy that is NaN
+    because it was selected they would be finite, and wrong.
+    """
+    r = system.positions
+    factor = jnp.where(broken, jnp.nan, 1.0).astype(r.dtype)
+    return replace(system, positions=r * factor[system.graph][:, None])
+
+
+def _refuse_domains(system):
+    if system.edges is not None and system.edges.halo is not None:
+        raise UsageError(
+            "the pairs of a molecule are not spread over devices", where="coulomb", fix="one device"
+        )
 
 
 def _by_rows(kernel, positions, charges, dipoles, real, rows):

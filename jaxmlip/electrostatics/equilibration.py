@@ -13,15 +13,16 @@ the energy, are implicit (`lax.custom_linear_solve`), to any order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import pi, sqrt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 from jax.scipy.special import erfc
 
 from jaxmlip import units
+from jaxmlip.electrostatics.linear import conjugate_gradients, factorised
 from jaxmlip.errors import UsageError
 from jaxmlip.system import (
     Array,
@@ -82,16 +83,17 @@ class Equilibration:
 
     def __call__(self, system: System, electronegativities: Array, hardnesses: Array) -> dict:
         """`energy`, `charges`, `dipole`, `charge_residual`."""
-        _check_system(system)
+        _check_system(system, self.widths)
         mask = jnp.asarray(system.atom_mask)
         real = lambda x, other: jnp.where(mask, jnp.asarray(x), other)
         given = jax.tree.map(jnp.asarray, system), real(electronegativities, 0), real(hardnesses, 1)
         charges, residual, sound = _least_charges(self, given)
-        broken = jnp.where(sound, 1.0, jnp.nan).astype(charges.dtype)
+        # NaN charges: energy and forces are then NaN in their structure, and in no other
+        charges = charges * jnp.where(sound, 1.0, jnp.nan).astype(charges.dtype)[given[0].graph]
         return {
-            "energy": _least_energy(self, given, charges) * broken,
-            "charges": jnp.where(mask, charges * broken[system.graph], 0),
-            "dipole": _dipole(given[0], charges) * broken[:, None],
+            "energy": _least_energy(self, given, charges),
+            "charges": jnp.where(mask, charges, 0),
+            "dipole": _dipole(given[0], charges),
             "charge_residual": residual,
         }
 
@@ -107,7 +109,7 @@ def _check(e: Equilibration):
         raise UsageError(f"widths must be above 0, got {dict(e.widths)}", where=where)
 
 
-def _check_system(system):
+def _check_system(system, widths):
     if system.wave is not None:
         raise UsageError(
             "equilibrated charges follow a wave through all cells, which the doors of one "
@@ -117,6 +119,12 @@ def _check_system(system):
         )
     if system.edges is not None and system.edges.halo is not None:
         raise UsageError("the system is spread over devices", where="equilibration")
+    if system.edges is None and widths is not None:
+        raise UsageError(
+            "the system has no edges: Gaussian charges that overlap are found along them",
+            where="equilibration",
+            fix="jaxmlip.from_ase(atoms, cutoff) with the result's .cutoff",
+        )
 
 
 # --- the energy as a function of charges; given = (system, electronegativities, hardnesses) ------
@@ -179,7 +187,7 @@ def _(primals, tangents):
 
 
 def _least_charges(e: Equilibration, given):
-    """q of least E, [n_atoms], its residual [n_graphs] eV/e, and whether that is small.
+    """q of least E, [n_atoms], its residual [n_graphs] eV/e, and whether q is what it should be.
 
     Even charges, and a change whose sum is zero: the matrix is J + A between two projections,
     and the unit matrix on what they take away, so that it is positive where J + A is.
@@ -187,15 +195,15 @@ def _least_charges(e: Equilibration, given):
     system = given[0]
     start = _even(system)
     change = lambda x: _without_mean(system, x)
-    matrix = _matrix(e)
+    matrix = partial(_product, e)
     held = lambda given: lambda x: change(matrix(given, change(x))) + (x - change(x))
     pull = -change(_slope_of_linear(given) + matrix(given, start))
     fixed = jax.lax.stop_gradient(given)
-    moved = jax.lax.custom_linear_solve(
-        held(given), pull, _solve(e, fixed, held(fixed), change), symmetric=True
-    )
+    solve, positive = _solve(e, fixed, held(fixed), change)
+    moved = jax.lax.custom_linear_solve(held(given), pull, solve, symmetric=True)
     rest = jax.lax.stop_gradient(pull) - held(fixed)(jax.lax.stop_gradient(moved))
-    return start + change(moved), *_soundness(e, fixed, pull, moved, rest)
+    residual, small = _soundness(e, fixed, pull, moved, rest)
+    return start + change(moved), residual, small & positive
 
 
 def _slope_of_linear(given):
@@ -205,19 +213,22 @@ def _slope_of_linear(given):
     return jnp.where(system.atom_mask, chi - (field * system.positions).sum(-1), 0)
 
 
-def _matrix(e: Equilibration):
-    """(given, q) -> (J + A) q, [n_atoms]; traced once for all its uses."""
-    return jax.jit(lambda given, q: jax.grad(lambda q: _quadratic(e, given, q).sum())(q))
+@partial(jax.jit, static_argnums=0)
+def _product(e: Equilibration, given, q):
+    """(J + A) q, [n_atoms]; traced once for all its uses."""
+    return jax.grad(lambda q: _quadratic(e, given, q).sum())(q)
 
 
 def _solve(e: Equilibration, fixed, product, change):
-    """(product, b) -> x for `custom_linear_solve`, which asks for no derivatives of it."""
+    """(product, b) -> x for `custom_linear_solve`, which asks for no derivatives of it.
+
+    And where J + A was seen to be positive: conjugate gradients do not look.
+    """
     system, _, hardness = fixed
     if system.n_atoms <= e.direct:
-        unit = jnp.eye(system.n_atoms, dtype=hardness.dtype)
-        factor = cho_factor(jax.vmap(product)(unit))
-        return lambda _, b: cho_solve(factor, b)
-    return lambda product, b: conjugate_gradients(
+        solve, positive = factorised(system, product)
+        return lambda _, b: solve(b), positive
+    solve = lambda product, b: conjugate_gradients(
         product,
         b,
         sums=lambda x: sum_atoms(system, x),
@@ -226,33 +237,7 @@ def _solve(e: Equilibration, fixed, product, change):
         tolerance=_tolerance(e, b.dtype),
         steps=e.steps,
     )
-
-
-def conjugate_gradients(product, b, *, sums, spread, precondition, tolerance, steps: int):
-    """x with product(x) = b, [n_atoms]; one iteration for each structure, in lockstep.
-
-    sums: over the atoms of each structure; spread: back to its atoms. Ends when the root of the sum
-    of squares is below `tolerance` times that of b in every structure, or after `steps`.
-    """
-    over = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
-    limit = tolerance**2 * sums(b * b)
-
-    def go_on(state):
-        _, r, _, _, step = state
-        return (step < steps) & jnp.any(sums(r * r) > limit)
-
-    def advance(state):
-        x, r, p, rz, step = state
-        image = product(p)
-        length = spread(over(rz, sums(p * image)))
-        x, r = x + length * p, r - length * image
-        z = precondition(r)
-        new = sums(r * z)
-        return x, r, z + spread(over(new, rz)) * p, new, step + 1
-
-    z = precondition(b)
-    state = (jnp.zeros_like(b), b, z, sums(b * z), 0)
-    return jax.lax.while_loop(go_on, advance, state)[0]
+    return solve, True
 
 
 def _soundness(e: Equilibration, fixed, pull, moved, rest):
@@ -306,7 +291,7 @@ def _level(e: Equilibration, given, q):
     """dE/dQ of each structure: dE/dq, which is the same for all of its atoms."""
     system = given[0]
     count = jnp.maximum(sum_atoms(system, jnp.ones_like(q)), 1)
-    return sum_atoms(system, _slope_of_linear(given) + _matrix(e)(given, q)) / count
+    return sum_atoms(system, _slope_of_linear(given) + _product(e, given, q)) / count
 
 
 def _is_zero(tangent):

@@ -7,16 +7,17 @@ kernel truncated so that no image is felt (`slab`). Molecules are sums over all 
 """
 
 from dataclasses import dataclass
+from math import inf, pi
 
 import jax
 import jax.numpy as jnp
 
 from jaxmlip import units
 from jaxmlip.electrostatics import planning
-from jaxmlip.electrostatics.coulomb import all_pairs, most_atoms
+from jaxmlip.electrostatics.coulomb import all_pairs, most_atoms, spoiled
 from jaxmlip.electrostatics.kernels import InversePower, bare, interaction, less_window
 from jaxmlip.electrostatics.slab import slab_cell, slab_transform, too_thick
-from jaxmlip.electrostatics.solver import as_arrays, blocks, sources, too_large
+from jaxmlip.electrostatics.solver import as_arrays, blocks, sources, too_large, within
 from jaxmlip.electrostatics.waves import structure_factors, wave_response, wavevectors
 from jaxmlip.errors import UsageError
 from jaxmlip.system import (
@@ -29,6 +30,8 @@ from jaxmlip.system import (
     sum_energies,
     to_edges,
 )
+
+GROWN = 10  # times the tolerance, in cells that have grown since the plan: more is refused
 
 
 def ewald(
@@ -83,12 +86,15 @@ class Ewald:
     height: float = 0.0  # Å, period of slabs along their normal
     kinds: tuple[int, ...] = (3,)  # numbers of periodic axes that were planned for
     largest: int = 1  # atoms of a structure, in batches
+    longest: tuple[float, ...] = (inf, inf, inf)  # Å, lattice vectors that the box serves
 
     def __call__(self, system: System, charges: Array, dipoles: Array | None = None) -> jax.Array:
         """[n_graphs] eV."""
         system = as_arrays(system)
         charges, dipoles = sources(system, charges, dipoles, "ewald")
         axes = system.pbc.sum(1)
+        broken = _not_planned(self, system, axes)
+        system = spoiled(system, broken)
         energy = jnp.zeros(system.n_graphs, charges.dtype)
         if self.kinds != (0,):
             energy = _short_range(self, system, charges, dipoles, axes > 0)
@@ -98,8 +104,21 @@ class Ewald:
             energy = energy + all_pairs(
                 system, charges, dipoles, pairs, self.largest, wanted=axes == 0
             )
-        planned = jnp.stack([axes == k for k in self.kinds]).any(0)
-        return self.prefactor * jnp.where(planned, energy, jnp.nan)
+        return self.prefactor * jnp.where(broken, jnp.nan, energy)
+
+
+def _not_planned(plan, system, axes):
+    """[n_graphs] True where the sums would be wrong; empty structures are always right."""
+    full = sum_atoms(system, jnp.ones_like(system.positions[:, 0])) > 0
+    unknown = full & ~jnp.stack([axes == k for k in plan.kinds]).any(0)
+    if plan.kinds == (0,):
+        return unknown
+    index, real = blocks(system, plan.largest)
+    broken = unknown | ~within(system, plan.longest, "ewald") | too_large(system, real)
+    if 2 in plan.kinds:
+        sites, cell = system.positions[index], _cells(plan, system, axes)[0]
+        broken |= too_thick(sites, real, cell, system.pbc, axes, plan.cutoff, plan.height)
+    return broken & (axes > 0) | unknown
 
 
 def _planned(system, cutoff, tolerance, power, prefactor, exclude):
@@ -108,7 +127,7 @@ def _planned(system, cutoff, tolerance, power, prefactor, exclude):
     kinds, structures = set(), []
     for batch in batches:
         planning.check_concrete(batch, "ewald")
-        kinds |= {int(k) for k in planning.kinds_of(batch)}
+        kinds |= {int(k) for k in planning.kinds_of(batch)[planning.occupied(batch)]}
         found = list(planning.periodic_structures(batch))
         if found:
             planning.check_edges(batch, cutoff)
@@ -118,7 +137,7 @@ def _planned(system, cutoff, tolerance, power, prefactor, exclude):
     return Ewald(
         prefactor=prefactor,
         exclude=exclude,
-        kinds=tuple(sorted(kinds)),
+        kinds=tuple(sorted(kinds)) or (0,),
         largest=max(most_atoms(batch) for batch in batches),
         cutoff=float(cutoff),
         **_splitting(structures, float(cutoff), tolerance, power),
@@ -131,11 +150,16 @@ def _splitting(structures, cutoff, tolerance, power):
     target = {"power": power, "tolerance": tolerance / 2}
     alpha = planning.splitting(structures, cutoff=cutoff, **target)
     longest = planning.longest_wave(structures, alpha=alpha, **target)
+    least = planning.longest_wave(
+        structures, power=power, alpha=alpha, tolerance=GROWN * tolerance / 2
+    )
     open_heights = [s.height for s in structures if s.open_axis is not None]
     height = 2 * (1.1 * max(open_heights) + 1.2 * cutoff) if open_heights else 0.0
+    box = planning.wave_box(structures, longest, height)
     return {
         "kernel": InversePower(power, alpha),
-        "box": planning.wave_box(structures, longest, height),
+        "box": box,
+        "longest": tuple(2 * pi * (n + 1) / least for n in box),
         "error": tolerance / 2**0.5,
         "height": height,
     }
@@ -202,12 +226,7 @@ def _smooth(plan, system, charges, dipoles, axes):
         energy = energy + wave_response(system, *sites, cell, plan.box, transform)
     total = sum_atoms(system, charges)
     background = plan.kernel.background / 2 * jnp.where(axes == 3, total**2 / volume, 0)
-    energy = energy + jnp.where(axes > 0, background, 0)
-    broken = too_large(system, real) & (axes > 0)
-    if 2 in plan.kinds:
-        pbc, needed = system.pbc, plan.cutoff
-        broken |= too_thick(sites[0], real, cell, pbc, axes, needed, plan.height)
-    return jnp.where(broken, jnp.nan, energy)
+    return energy + jnp.where(axes > 0, background, 0)
 
 
 def _wide(mask, x):

@@ -36,6 +36,11 @@ def check_concrete(system, where: str) -> None:
         )
 
 
+def occupied(system) -> np.ndarray:
+    """The structures that have atoms; others are padding."""
+    return np.unique(np.asarray(system.graph)[np.asarray(system.numbers) > 0])
+
+
 def kinds_of(system) -> np.ndarray:
     """Number of periodic axes of each structure, [n_graphs]; wires raise `UsageError`."""
     axes = np.asarray(system.pbc).sum(1)

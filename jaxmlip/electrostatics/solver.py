@@ -6,13 +6,16 @@ A solver is a frozen, hashable object, planned on the host for the cells and the
 
 with charges [n_atoms] in e and dipoles [n_atoms, 3] in e Å. It is pure: `jit`, `vmap` and `grad` of
 any order, with respect to positions, strain, charges and dipoles. Where a structure is not what
-was planned (more atoms, another periodicity), its energy is NaN.
+was planned (more atoms, another periodicity, a cell grown so large that forces err by ten times
+what was planned), its energy and all derivatives are NaN, and those of no other structure of the
+batch; outside of `jit` a cell that has grown raises `UsageError`.
 """
 
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlip.errors import UsageError
 from jaxmlip.system import Array, System
@@ -68,6 +71,35 @@ def as_arrays(system: System) -> System:
     """The system with jax arrays: numpy arrays indexed by traced ones fail."""
     edges = jax.tree.map(jnp.asarray, replace(system, wave=None))
     return replace(edges, wave=system.wave)
+
+
+# --- cells that a plan reaches -------------------------------------------------------------------
+
+
+def within(system: System, longest: tuple[float, ...], where: str) -> jax.Array:
+    """[n_graphs] whether no lattice vector is longer than `longest` [3] Å.
+
+    Raises `UsageError` JM532 where the cells are known.
+    """
+    if not any(isinstance(x, jax.core.Tracer) for x in (system.cell, system.pbc)):
+        _check_cells(system, longest, where)
+    lengths = jnp.linalg.norm(jax.lax.stop_gradient(system.cell), axis=-1)
+    return ~(system.pbc & (lengths > jnp.asarray(longest, lengths.dtype))).any(-1)
+
+
+def _check_cells(system, longest, where):
+    lengths = np.linalg.norm(np.asarray(system.cell), axis=-1)
+    found = np.argwhere(np.asarray(system.pbc) & (lengths > longest))
+    if not len(found):
+        return
+    graph, axis = (int(i) for i in found[0])
+    raise UsageError(
+        f"lattice vector {axis} of structure {graph} is {lengths[graph, axis]:.2f} Å long; the sum "
+        f"was planned for other cells and holds its tolerance up to {longest[axis]:.2f} Å",
+        where=where,
+        fix="plan it for these cells: jaxmlip.bind(potential, system), or a new solver",
+        code="JM532",
+    )
 
 
 # --- atoms of a structure, as blocks -------------------------------------------------------------

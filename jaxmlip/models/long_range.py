@@ -39,6 +39,12 @@ class LongRangeMACE(MACE):
         return self.clone(solver=ewald(system, self.cutoff, **options))
 
     def _after_layer(self, i, system, features):
+        if self.n_layers == 1:
+            raise ModelError(
+                "what is far is felt between layers, and there is one",
+                where="LongRangeMACE",
+                fix="n_layers=2",
+            )
         if i == self.n_layers - 1:
             return features
         scalars = features[0, 1][:, 0]

@@ -72,7 +72,8 @@ def _coulomb(potential, with_solver):
     """Ready as it is; bound, batches of small molecules need less memory."""
 
     def plan(system):
-        return with_solver(bind(potential, system), electrostatics.coulomb(largest(system)))
+        solver = electrostatics.coulomb(largest(system))
+        return with_solver(bind(potential, system), solver)._replace(plan=plan)
 
     return with_solver(potential, electrostatics.coulomb())._replace(plan=plan)
 
@@ -96,7 +97,7 @@ def _method(name):
 
 def _with_solver(entry):
     """(potential, solver) -> potential."""
-    if "equilibration" not in entry:
+    if entry.get("equilibration") is None:
         return add_electrostatics
     options = dict(entry["equilibration"])
     if options.get("widths"):

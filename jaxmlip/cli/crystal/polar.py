@@ -27,10 +27,10 @@ def crystal_at_rest(
     file, read, model, output: Output, *, primitive, symprec, relax, fixed_cell, limits, method
 ):
     """(ase.Atoms, the model, relax steps): the (primitive) cell, relaxed unless told not to."""
-    model = session.bound(crystals.for_elements(model, read.numbers), read)
     atoms = crystals.crystal_of(
         read, "spectra of periodic structures", file, output, primitive=primitive, symprec=symprec
     )
+    model = session.bound(crystals.for_elements(model, atoms.numbers), atoms)
     steps = 0
     if relax:
         from jaxmlip.md.cell import fixed_cell as no_strain

@@ -11,6 +11,8 @@ from jaxmlip.cli.session import predicts
 from jaxmlip.errors import UsageError
 
 SIZE = 50_000  # atoms x steps of a block, about
+INFO = ("charge", "spin", "field")  # of a structure, true at all times
+ARRAYS = ("numbers", "positions", "masses", "tags")  # labels of FILE, such as forces, are not
 HOTTER = 1e4  # K above three times what was asked for: the run has blown up
 
 
@@ -77,7 +79,9 @@ def _observed(atoms, system, opened, o):
     summed = ()
     if o["rdf"]:
         if not atoms.pbc.all():
-            raise UsageError("--rdf needs a structure that is periodic along all axes")
+            raise UsageError(
+                "g(r) needs a structure that is periodic along all axes", where="--rdf"
+            )
         found.append(
             (observables.pair_counts(system.numbers, opened.potential.cutoff), o["stats_every"])
         )
@@ -101,7 +105,7 @@ def _files(atoms, fixed, o, output):
         dt=o["timestep"],
         fixed=fixed,
         own_masses=own,
-        info=tuple((k, atoms.info[k]) for k in ("charge", "spin") if k in atoms.info),
+        info=tuple((k, atoms.info[k]) for k in INFO if k in atoms.info),
     )
     return tuple(
         Files(
@@ -121,6 +125,8 @@ def structures(motion, atoms, replicas):
     out = []
     for i in range(replicas):
         own, copy = slice(i * len(atoms), (i + 1) * len(atoms)), atoms.copy()
+        copy.info = {k: v for k, v in atoms.info.items() if k in INFO}
+        copy.arrays = {k: v for k, v in copy.arrays.items() if k in ARRAYS}
         copy.set_positions(array("positions")[own], apply_constraint=False)
         if atoms.pbc.all():
             copy.set_cell(array("cell")[i])

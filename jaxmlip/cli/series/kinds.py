@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmlip.cli import session
 from jaxmlip.cli.series.results import Coefficients, Curve
-from jaxmlip.cli.series.source import How, Source, about_centre, evaluated, freedom
+from jaxmlip.cli.series.source import How, Source, about_centre, evaluated
 from jaxmlip.errors import DataError, UsageError
 from jaxmlip.vibrations import spectra
 from jaxmlip.vibrations.spectra import density, quantum, transport
@@ -138,7 +138,7 @@ def raman(source: Source, how: How, output) -> list[Curve]:
 
 def states(source: Source, how: How, output) -> list[Curve]:
     v, dt = source.take("velocities", "a trajectory with velocities or momenta")
-    dof = freedom(v, source.data.masses)
+    dof = source.freedom()
     options = _options(source, how, dt)
     whole, parts = spectra.density_of_states(
         v, source.data.masses, dof=dof, labels=source.symbols, **options

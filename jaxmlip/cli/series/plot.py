@@ -8,8 +8,10 @@ from jaxmlip.cli.series.results import Curve
 PARTS = (STICK, "#3a7d44", "#7b4fa3", "#b58900", "#5f6b73")
 
 
-def draw(path, found, *, title: str, compare=None) -> None:
-    """A PNG of curves and coefficients; compare: (wavenumbers, intensities) laid over the first."""
+def draw(path, found, *, title: str, quantum: str, compare=None) -> None:
+    """A PNG of curves and coefficients; quantum: the correction of ir and raman; compare:
+    (wavenumbers, intensities) laid over the first.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,7 +20,7 @@ def draw(path, found, *, title: str, compare=None) -> None:
     for i, result in enumerate(found):
         axes = figure.add_subplot(len(found), 1, i + 1)
         if isinstance(result, Curve):
-            _spectrum(axes, result, compare)
+            _spectrum(axes, result, quantum, compare)
             compare = None
         else:
             _transport(axes, result)
@@ -30,7 +32,7 @@ def draw(path, found, *, title: str, compare=None) -> None:
     figure.savefig(path, format="png")
 
 
-def _spectrum(axes, result, compare):
+def _spectrum(axes, result, quantum, compare):
     from jaxmlip.cli.compare import scaled
 
     x, y, e = (
@@ -48,7 +50,8 @@ def _spectrum(axes, result, compare):
         axes.legend(frameon=False, fontsize=8)
     axes.set(xlabel="wavenumber (cm⁻¹)", ylabel=result.label, ylim=(0, None))
     axes.set_xlim((x[-1], 0) if result.kind == "ir" else (0, x[-1]))
-    small = f"classical, FWHM {result.spectrum.width_cm1:g} cm⁻¹"
+    motion = "classical" if result.kind == "vdos" else f"quantum correction: {quantum}"
+    small = f"{motion}, FWHM {result.spectrum.width_cm1:g} cm⁻¹"
     axes.set_title(small, loc="right", fontsize=9, color="#666666")
 
 

@@ -13,6 +13,9 @@ from jaxmlip.cli.output import task
 from jaxmlip.cli.series.time_series import TimeSeries, interval, read_time_series
 from jaxmlip.errors import DataError, ModelError
 
+RESTS = 1e-6  # part of the kinetic energy that rounding may leave in a motion that is held
+FRAMES = 500  # that tell whether a molecule turns
+
 
 @dataclass(frozen=True, kw_only=True)
 class How:
@@ -85,16 +88,29 @@ class Source:
         if self.has("velocities"):
             v, _ = self.take("velocities", "")
             kinetic = np.einsum("i,tia,tia->", self.data.masses, v, v) / len(v)
-            return float(kinetic / (freedom(v, self.data.masses) * units.kB))
+            return float(kinetic / (self.freedom() * units.kB))
         return None
+
+    def freedom(self) -> int:
+        """Degrees of freedom that share the energy, as the velocities tell."""
+        v, _ = self.take("velocities", "a trajectory with velocities or momenta")
+        r = None if self.periodic or not self.has("positions") else self.take("positions", "")[0]
+        return freedom(v, self.data.masses, r)
 
 
 def opened(file, model, *, timestep, skip) -> Source:
     """The trajectory of a file."""
     with task(f"reading {file}") as tell:
         data = read_time_series(file)
-        n = max((len(s.values) for s in data.series.values()), default=0)
-        tell(f"{n} frames, {len(data.numbers)} atoms: {', '.join(data.series)}")
+        longest = max(data.series.values(), key=lambda s: len(s.values))
+        times = longest.times
+        span = (
+            "no times"
+            if times is None or not len(times)
+            else f"{(times[-1] - times[0]) / 1000:.4g} ps"
+        )
+        told = f"{len(longest.values)} frames, {span}, {len(data.numbers)} atoms"
+        tell(f"{told}: {', '.join(data.series)}")
     if model is not None:
         from jaxmlip.interfaces.check import check_elements
 
@@ -102,8 +118,10 @@ def opened(file, model, *, timestep, skip) -> Source:
     return Source(file, data, model, timestep, skip)
 
 
-def freedom(velocities, masses) -> int:
-    """Degrees of freedom: of the atoms that move, less three if their centre rests."""
+def freedom(velocities, masses, positions=None) -> int:
+    """Degrees of freedom: of the atoms that move, less three if their centre rests, less those of
+    rotation if a free molecule at these positions does not turn.
+    """
     moving = np.abs(velocities).max((0, 2)) > 0
     n = int(moving.sum())
     if n == 0:
@@ -111,8 +129,26 @@ def freedom(velocities, masses) -> int:
     momenta = np.einsum("i,tia->ta", masses, velocities)
     kinetic = np.einsum("i,tia,tia->", masses, velocities, velocities)
     centre = (momenta**2).sum() / masses[moving].sum()
-    rests = n > 1 and centre < 1e-6 * kinetic
-    return 3 * n - 3 * int(rests)
+    if not (n > 1 and centre < RESTS * kinetic):
+        return 3 * n
+    if positions is None or n < len(masses):
+        return 3 * n - 3
+    rotation, turns = _rotation(positions, velocities, masses)
+    return 3 * n - 3 - turns * int(rotation < RESTS * kinetic / len(velocities))
+
+
+def _rotation(positions, velocities, masses):
+    """(twice the mean kinetic energy of rotation, the number of axes about which there is any)."""
+    few = slice(None, None, max(len(positions) // FRAMES, 1))
+    r, v = np.asarray(positions[few], float), np.asarray(velocities[few], float)
+    r = r - (np.einsum("i,tia->ta", masses, r) / masses.sum())[:, None]
+    momentum = np.einsum("i,tia->ta", masses, np.cross(r, v))
+    whole = np.einsum("i,tia,tia->t", masses, r, r)[:, None, None] * np.eye(3)
+    moments, axes = np.linalg.eigh(whole - np.einsum("i,tia,tib->tab", masses, r, r))
+    turns = moments > 1e-3 * moments[:, -1:]
+    about = np.einsum("tab,ta->tb", axes, momentum)
+    energy = np.where(turns, about**2 / np.where(turns, moments, 1), 0).sum(1)
+    return energy.mean(), int(turns.sum(1).max())
 
 
 def evaluated(source: Source, what: str) -> tuple[np.ndarray, float]:
@@ -130,7 +166,7 @@ def evaluated(source: Source, what: str) -> tuple[np.ndarray, float]:
         )
     r, dt = source.take("positions", "a trajectory with positions")
     atoms = Atoms(numbers=source.data.numbers, positions=r[0], pbc=source.data.pbc)
-    atoms.info["charge"] = source.data.charge
+    atoms.info |= source.data.info
     cells = None
     if source.periodic:
         cells, _ = source.take("cells", "a cell")

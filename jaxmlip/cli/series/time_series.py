@@ -38,10 +38,15 @@ class TimeSeries:
     numbers: np.ndarray  # [n_atoms]
     masses: np.ndarray  # [n_atoms] amu
     pbc: np.ndarray  # [3]
-    charge: float = 0.0
+    info: dict = field(default_factory=dict)  # charge, spin, field (V/Å), where they were told
     series: dict = field(default_factory=dict)
     # positions Å, cells Å, velocities (internal), dipoles e Å, currents (internal),
     # polarizabilities e² Å²/eV, stresses eV/Å³ with their kinetic part, temperatures K
+
+    @property
+    def charge(self) -> float:
+        """e."""
+        return float(self.info.get("charge", 0.0))
 
 
 def read_time_series(path: str) -> TimeSeries:
@@ -110,7 +115,8 @@ def _from_h5md(path) -> TimeSeries:
             found[here] = _observed(read.observables[name], name, shape, factors, path)
     numbers = np.asarray(read.numbers)
     masses = atomic_masses[numbers] if read.masses is None else np.asarray(read.masses)
-    return TimeSeries(numbers=numbers, masses=masses, pbc=np.asarray(read.pbc, bool), series=found)
+    pbc = np.asarray(read.pbc, bool)
+    return TimeSeries(numbers=numbers, masses=masses, pbc=pbc, info=read.info, series=found)
 
 
 def _observed(read, name, shape, factors, path):
@@ -156,7 +162,7 @@ def _from_frames(frames, where) -> TimeSeries:
         numbers=first.numbers,
         masses=masses,
         pbc=first.pbc,
-        charge=float(first.info.get("charge", 0.0)),
+        info={k: first.info[k] for k in ("charge", "spin", "field") if k in first.info},
         series={name: Series(times=times, values=values) for name, values in found.items()},
     )
 

@@ -44,20 +44,15 @@ def structures(system, cutoff, charges, where) -> list[Crystal]:
         ewald_planning.check_concrete(batch, where)
         _check_periodic(batch, where)
         ewald_planning.check_edges(batch, cutoff)
-        found += [_crystal(batch, g, cutoff, charges) for g in _occupied(batch)]
+        found += [_crystal(batch, g, cutoff, charges) for g in ewald_planning.occupied(batch)]
     if not found:
         raise UsageError("there are no atoms to plan for", where=where)
     return found
 
 
-def _occupied(system):
-    graph, numbers = np.asarray(system.graph), np.asarray(system.numbers)
-    return np.unique(graph[numbers > 0])
-
-
 def _check_periodic(system, where):
     pbc = np.asarray(system.pbc)
-    for g in _occupied(system):
+    for g in ewald_planning.occupied(system):
         if not pbc[g].all():
             raise UsageError(
                 f"structure {g} has pbc {pbc[g].tolist()}: the mesh is periodic along all axes",
@@ -88,8 +83,7 @@ def _crystal(system, g, cutoff, charges):
     volume = abs(np.linalg.det(cell))
     if not volume > 1e-6:
         raise UsageError(f"structure {g} has a flat cell: {cell.tolist()}", where="mesh")
-    given = guess_charges(np.asarray(system.numbers)) if charges is None else charges
-    q = np.asarray(given, float)
+    q = _charges(system, atoms) if charges is None else np.asarray(charges, float)
     square = float((q[atoms] ** 2).mean())
     density = len(atoms) / volume
     if square == 0:
@@ -101,6 +95,13 @@ def _crystal(system, g, cutoff, charges):
         pair=square * np.sqrt(density / cutoff) / force,
         self=float(np.sqrt((q[atoms] ** 4).mean())) / cutoff**2 / force,
     )
+
+
+def _charges(system, atoms):
+    """Guesses for the atoms of one structure, zero for the others."""
+    q = np.zeros(system.n_atoms)
+    q[atoms] = guess_charges(np.asarray(system.numbers)[atoms])
+    return q
 
 
 def guess_charges(numbers):

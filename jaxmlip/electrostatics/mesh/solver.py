@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import jax
 import jax.numpy as jnp
 
 from jaxmlip import units
-from jaxmlip.electrostatics.ewald import edge_energies
+from jaxmlip.electrostatics.coulomb import spoiled
+from jaxmlip.electrostatics.ewald import GROWN, edge_energies
 from jaxmlip.electrostatics.kernels import inverse_power, window
 from jaxmlip.electrostatics.mesh import planning
 from jaxmlip.electrostatics.mesh.reciprocal import mesh_energy, reciprocal_cell
 from jaxmlip.electrostatics.mesh.short_range import pair_energy
 from jaxmlip.electrostatics.mesh.splines import optimal_factors, smooth_factors
 from jaxmlip.electrostatics.mesh.splits import Split, prolate
-from jaxmlip.electrostatics.solver import as_arrays, sources
+from jaxmlip.electrostatics.solver import as_arrays, sources, within
 from jaxmlip.errors import UsageError
 from jaxmlip.system import Array, System, sum_atoms, sum_energies
 
@@ -29,6 +31,7 @@ class Mesh:
     factors: Callable  # (n, order) -> [n], what undoes the spreading along one axis
     error: float  # of forces, relative, as estimated
     exclude: float | None = None
+    longest: tuple[float, ...] = (inf, inf, inf)  # Å, lattice vectors that the mesh serves
 
     @property
     def cutoff(self) -> float:
@@ -40,12 +43,14 @@ class Mesh:
         _check_whole(system)
         system = as_arrays(system)
         charges, dipoles = sources(system, charges, dipoles, "mesh")
+        full = sum_atoms(system, jnp.ones_like(charges)) > 0
+        open_ = full & ~system.pbc.all(1)
+        broken = open_ | ~within(system, self.longest, "mesh")
+        system = spoiled(system, broken)
         energy = self._edges(system, charges, dipoles)
         energy = energy + mesh_energy(self, system, charges, dipoles)
         energy = energy + self._at_atoms(system, charges, dipoles)
-        atoms = sum_atoms(system, jnp.ones_like(charges))
-        open_ = (atoms > 0) & ~system.pbc.all(1)
-        return units.coulomb_constant * jnp.where(open_, jnp.nan, energy)
+        return units.coulomb_constant * jnp.where(broken, jnp.nan, energy)
 
     def short(self, r2):
         """(value, derivative) of the pair term with respect to r² in Å²."""
@@ -132,7 +137,10 @@ def _planned(system, cutoff, tolerance, where, factors, *, charges, order, exclu
         split=split,
         where=where,
     )
+    spacing = max(float((s.lengths / shape).max()) for s in structures)
+    spacing *= GROWN ** (1 / order)  # errors go with its power `order`
     return Mesh(
+        longest=tuple(n * spacing for n in shape),
         split=split(width, float(cutoff), accuracy=max(1e-4 * tolerance, 1e-13)),
         shape=shape,
         order=order,

@@ -1,0 +1,176 @@
+"""Charged dimers beyond the distances that a model was trained on: `benchmarks.long_range dimers`.
+
+The data are 10 pairs of organic ions at 13 distances each. A small MACE, the same with and without
+the Coulomb energy of its charges, is trained on the binding energies of the `near` shortest
+distances of each and asked for the others. Charges are those of the ions that the data tell (the
+sum of each ion is a label). "tail": the change of energy between the last two distances over that
+of the reference. "exponent": d log(-E) / d log R between 20 and 40 Å, where an ion pair has -1 and
+a local model no energy.
+"""
+
+import time
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxmlip
+from jaxmlip import models, units
+from jaxmlip.electrostatics import coulomb
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.extxyz import read_frames
+from jaxmlip.potential import add_electrostatics
+from jaxmlip.system import concatenate, pad
+
+BONDED = 1.8  # Å, within an ion
+APART = (20.0, 40.0)  # Å, between the centres of ions
+ROOM = 24  # atoms of a padded dimer
+Batch = namedtuple("Batch", "system energy curve member charge")
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def dimers(arguments):
+    curves = read_curves(arguments.data / "charged_dimers" / "charge_charge.extxyz.xz")
+    near, far = ([a for c in curves for a in c[s]] for s in _halves(arguments.near))
+    bare = _small_mace(curves, arguments)
+    apart = _batch([ion for c in curves for ion in _ions(c[0])], bare.cutoff)
+    seen, unseen = labelled(near, bare.cutoff), labelled(far, bare.cutoff)
+    potential = bare if arguments.local else add_electrostatics(bare, coulomb(seen.system))
+    binding = _binding(potential, apart)
+    params = jax.jit(bare.init)(jax.random.key(arguments.seed), apart)
+    params = fit(_loss(binding), jaxmlip.cast(params, np.float32), seen, arguments)
+    energies = jax.jit(lambda params, batch: binding(params, batch)[0])
+    errors = lambda batch: 1e3 * rms(energies(params, batch) - batch.energy)
+    of = lambda values: np.asarray(values).reshape(len(curves), -1)
+    found, known = of(energies(params, unseen)), of(unseen.energy)
+    slope = lambda e: e[:, -1] - e[:, -2]
+    return {
+        "seen_rmse_meV": errors(seen),
+        "beyond_rmse_meV": errors(unseen),
+        "beyond_rmse_if_flat_meV": 1e3 * rms(known - of(seen.energy)[:, -1:]),
+        "tail": float(np.mean(slope(found) / slope(known))),
+        **_scaling(lambda many: energies(params, labelled(many, bare.cutoff)), curves),
+    }
+
+
+def _halves(near):
+    return slice(None, near), slice(near, None)
+
+
+def read_curves(path):
+    """[10][13] molecules: one dimer at 13 distances, with the ion of each atom."""
+    frames = read_frames(path)
+    curves = [frames[i : i + 13] for i in range(0, len(frames), 13)]
+    for i, curve in enumerate(curves):
+        part = _parts(curve[-1])  # where the ions are furthest apart
+        for atoms in curve:
+            atoms.pbc, atoms.info["curve"], atoms.arrays["part"] = False, i, part
+    return curves
+
+
+def _small_mace(curves, arguments):
+    elements = tuple(sorted({int(z) for curve in curves for z in curve[0].numbers}))
+    far = not arguments.local
+    return models.MACE(
+        elements=elements, cutoff=arguments.cutoff, channels=16, l_max=1, correlation=2,
+        hidden_l=0, n_layers=2, radial_widths=(16, 16), avg_num_neighbors=8.0, scale=0.2,
+        dipole=far, atomic_dipoles=False, charge_weights=far,
+    )  # fmt: skip
+
+
+def _binding(potential, apart):
+    """(params, batch) -> energies of dimers less those of their ions, charges of the dimers."""
+
+    def binding(params, batch):
+        out, ions = potential.apply(params, batch.system), potential.apply(params, apart)
+        alone = ions["energy"][::2].reshape(-1, 2).sum(1)  # every other structure is padding
+        return out["energy"][::2] - alone[batch.curve], out.get("charges")
+
+    return binding
+
+
+def _loss(binding):
+    def loss(params, batch):
+        energy, charges = binding(params, batch)
+        value = ((energy - batch.energy) ** 2).mean()
+        if charges is None:
+            return value
+        of_ions = (batch.member * charges.reshape(-1, 1, ROOM)).sum(-1)
+        return value + 10 * ((of_ions - batch.charge) ** 2).mean()
+
+    return loss
+
+
+def fit(loss, params, batch, arguments):
+    """Params after `steps` of Adam with a falling rate."""
+    adam = optax.adam(optax.cosine_decay_schedule(arguments.rate, arguments.steps, alpha=0.01))
+
+    @jax.jit
+    def step(params, state):
+        value, slope = jax.value_and_grad(loss)(params, batch)
+        change, state = adam.update(slope, state, params)
+        return optax.apply_updates(params, change), state, value
+
+    state = adam.init(params)
+    for i in range(arguments.steps):
+        params, state, value = step(params, state)
+        if i % 50 == 0 or i == arguments.steps - 1:
+            print(f"step {i} loss {float(value):.3e} cpu {time.process_time():.0f} s", flush=True)
+    return params
+
+
+def _scaling(energies, curves):
+    """How the energy falls with the distance of ions that are far apart, averaged over dimers."""
+    near, far = (np.asarray(energies([_pulled(c[-1], d) for c in curves])) for d in APART)
+    if not (far < -1e-6).all():
+        return {"exponent": None, "charge_product": 0.0}
+    return {
+        "exponent": float(np.mean(np.log(near / far)) / np.log(APART[0] / APART[1])),
+        "charge_product": float(np.mean(far) * APART[1] / units.coulomb_constant),
+    }
+
+
+def _pulled(atoms, distance):
+    """The dimer with the centres of its ions that far from each other."""
+    second = atoms.arrays["part"] == 1
+    along = atoms.positions[second].mean(0) - atoms.positions[~second].mean(0)
+    length = np.linalg.norm(along)
+    pulled = atoms.copy()
+    pulled.positions[second] += along / length * (distance - length)
+    return pulled
+
+
+def labelled(many, cutoff) -> Batch:
+    """A batch of dimers with their binding energies (eV), ions and charges of ions."""
+    member = np.zeros((len(many), 2, ROOM), np.float32)
+    for i, atoms in enumerate(many):
+        member[i, atoms.arrays["part"], np.arange(len(atoms))] = 1
+    take = lambda f: jnp.asarray([f(a.info) for a in many])
+    energy = take(lambda x: x["REF_energy"] - x["energyA"] - x["energyB"])
+    charge = take(lambda x: [float(x["chargeA"]), float(x["chargeB"])])
+    return Batch(_batch(many, cutoff), energy, take(lambda x: x["curve"]), member, charge)
+
+
+def _batch(many, cutoff):
+    padded = [pad(from_ase(a, cutoff, dtype=np.float32), n_atoms=ROOM, n_graphs=2) for a in many]
+    return jax.tree.map(jnp.asarray, concatenate(padded))
+
+
+def _parts(atoms):
+    """[n_atoms] 0 or 1: the ion of each atom, by bonds; the first atom is in ion 0 (A)."""
+    near = atoms.get_all_distances() < BONDED
+    part = np.linalg.matrix_power(near.astype(float), len(atoms)) > 0
+    return np.where(part[0], 0, 1)
+
+
+def _ions(atoms):
+    part = atoms.arrays["part"]
+    for i, charge in enumerate((atoms.info["chargeA"], atoms.info["chargeB"])):
+        ion = atoms[part == i]
+        ion.info = {"charge": float(charge)}
+        yield ion
