@@ -4,8 +4,9 @@ The data are 10 pairs of organic ions at 13 distances each. A small MACE, the sa
 the Coulomb energy of its charges, is trained on the binding energies of the `near` shortest
 distances of each and asked for the others. Charges are those of the ions that the data tell (the
 sum of each ion is a label). "tail": the change of energy between the last two distances over that
-of the reference. "exponent": d log(-E) / d log R between 20 and 40 Å, where an ion pair has -1 and
-a local model no energy.
+of the reference. "exponent": the power of R by which the energy of ions falls between 20 and 80 Å,
+-1 for charges; a local model has no energy there. "left_apart": what is left of the binding energy
+when they are infinitely far apart, which should be nothing.
 """
 
 import time
@@ -25,7 +26,7 @@ from jaxmlip.potential import add_electrostatics
 from jaxmlip.system import concatenate, pad
 
 BONDED = 1.8  # Å, within an ion
-APART = (20.0, 40.0)  # Å, between the centres of ions
+APART = (20.0, 40.0, 80.0)  # Å, between the centres of ions
 ROOM = 24  # atoms of a padded dimer
 Batch = namedtuple("Batch", "system energy curve member charge")
 
@@ -125,13 +126,19 @@ def fit(loss, params, batch, arguments):
 
 
 def _scaling(energies, curves):
-    """How the energy falls with the distance of ions that are far apart, averaged over dimers."""
-    near, far = (np.asarray(energies([_pulled(c[-1], d) for c in curves])) for d in APART)
-    if not (far < -1e-6).all():
-        return {"exponent": None, "charge_product": 0.0}
+    """What falls with the distance R of ions that are far apart, averaged over dimers.
+
+    E = E_apart + k q q'/R: exponent and charge product from differences, and what is left of E.
+    """
+    one, two, four = (np.asarray(energies([_pulled(c[-1], d) for c in curves])) for d in APART)
+    falls, slower = one - two, two - four
+    if np.abs(slower).max() < 1e-6:
+        return {"exponent": None, "charge_product": 0.0, "left_apart_rms_meV": 1e3 * rms(four)}
+    product = falls / (1 / APART[0] - 1 / APART[1]) / units.coulomb_constant
     return {
-        "exponent": float(np.mean(np.log(near / far)) / np.log(APART[0] / APART[1])),
-        "charge_product": float(np.mean(far) * APART[1] / units.coulomb_constant),
+        "exponent": -float(np.log2(falls.mean() / slower.mean())),
+        "charge_product": float(product.mean()),
+        "left_apart_rms_meV": 1e3 * rms(2 * four - two),
     }
 
 

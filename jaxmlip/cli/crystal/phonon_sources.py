@@ -60,8 +60,8 @@ def from_model(
     from jaxmlip.vibrations.phonons.velocities import model_matrices
 
     read = session.read(file, model, output, frame=frame)
-    model = session.bound(for_elements(model, read.numbers), read)
     atoms = crystal_of(read, "phonons", file, output, primitive=primitive, symprec=symprec)
+    model = session.bound(for_elements(model, atoms.numbers), atoms)
     in_file = cell_in(atoms.cell, read.cell, size=len(read) // len(atoms))
     done = {"relaxed": relax, "relax_steps": 0}
     if relax:
