@@ -270,7 +270,11 @@ def listed(task):
 
 
 def water(task):
-    """Steps of MACE in water, and its bare energy and forces with a fresh list."""
+    """Steps of MACE in water, and its bare energy and forces with a fresh list.
+
+    Weights are random: energies are so small that atoms fly as the temperature says, for forces
+    without sense would heat them, and a list would be searched every third step.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -278,9 +282,10 @@ def water(task):
     from jaxmlip import from_ase
     from jaxmlip.derivatives.first import with_forces
     from jaxmlip.models import MACE
+    from jaxmlip.potential import scale
 
     atoms = structure(f"water{task['n_atoms']}")
-    model = MACE(elements=tuple(ELEMENTS), **WATER)
+    model = scale(MACE(elements=tuple(ELEMENTS), **WATER), 1e-4)
     system = jax.tree.map(jnp.asarray, from_ase(atoms, model.cutoff, dtype=task["dtype"]))
     params = model.init(jax.random.key(0), system)
     bare = jax.jit(lambda params, system: with_forces(model.apply)(params, system)["forces"])

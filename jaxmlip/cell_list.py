@@ -62,10 +62,20 @@ def plan_list(system: System, cutoff: float, *, room: float = 1.0, shrink: float
     sizes = [_sizes(system, i, cutoff, shrink) for i in range(system.n_graphs)]
     bins, reach = (tuple(s[k] for s in sizes) for k in (0, 1))
     plan = ListPlan(cutoff=float(cutoff), bins=bins, reach=reach)
-    most = int(jax.jit(lambda s: _most_in_bin(plan, _bin_of(plan, s)[0]))(system))
+    most = int(_fullest_bin(plan, system))
     plan = replace(plan, per_bin=whole_words(ceil(most * room)))
-    most = int(jax.jit(lambda s: search(plan, s).most_neighbors)(system))
+    most = int(_most_neighbors(plan, system))
     return replace(plan, width=-(-max(ceil(most * room), 1) // 4) * 4)
+
+
+@partial(jax.jit, static_argnums=0)
+def _fullest_bin(plan, system):
+    return _most_in_bin(plan, _bin_of(plan, system)[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def _most_neighbors(plan, system):
+    return search(plan, system).most_neighbors
 
 
 def whole_words(per_bin: int) -> int:

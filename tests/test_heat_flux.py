@@ -81,7 +81,8 @@ def test_a_molecule_cut_by_the_walls_of_its_box_has_the_flux_of_the_open_one(mod
     assert_allclose(flux({}, boxed, v, masses), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("convective", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("convective", [True, False])
 def test_the_flux_of_a_crystal_grows_with_its_cell(convective):
     # a cell smaller than the reach of the messages against eight of it
     model, atoms = messages(), triclinic()

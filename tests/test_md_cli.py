@@ -121,11 +121,15 @@ def test_elements_the_model_does_not_know_are_refused(lennard_jones, capsys):
     assert files() == ["water.xyz"]
 
 
-def test_long_steps_with_hydrogen_are_warned_about():
+def test_what_is_likely_a_mistake_is_warned_about():
     water, heavy = Atoms("OH2", np.eye(3)), Atoms("OH2", np.eye(3), masses=[16, 2, 2])
-    assert "hydrogen" in next(start.warnings_of(water, {"timestep": 5.5}))
-    assert not list(start.warnings_of(water, {"timestep": 0.5}))
-    assert not list(start.warnings_of(heavy, {"timestep": 2.0}))
+    usual = {"timestep": 0.5, "response_every": 0, "ensemble": "nvt", "friction": 0.01}
+    assert "hydrogen" in next(start.warnings_of(water, usual | {"timestep": 5.5}))
+    assert not list(start.warnings_of(water, usual))
+    assert not list(start.warnings_of(heavy, usual | {"timestep": 2.0}))
+    # an oscillator damped by 0.01/fs has a line 0.01/(2 pi c) = 53 cm⁻¹ wide
+    assert "53 cm⁻¹ wider" in next(start.warnings_of(water, usual | {"response_every": 5}))
+    assert not list(start.warnings_of(water, usual | {"response_every": 5, "ensemble": "nve"}))
 
 
 def test_a_molecule_without_rotation_keeps_none():
@@ -153,7 +157,8 @@ def test_drift_is_the_slope_of_the_conserved_energy():
 def test_a_run_leaves_what_it_says(springs, capsys):
     arguments = ["md", "water.xyz", "--model", springs, "--json", "md.json", *SHORT]
     assert main([*arguments, "--remove-rot", "--format", "both", "--plot"]) == 0
-    assert "drift" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0.01 ps" in told and "drift" not in told  # this bath does not count what it gives
     names = "_final.xyz .h5 .png _stats.csv .xyz _restart".split()
     assert {f"water_md{n}" for n in names} | {"md.json", "water.xyz"} == set(files())
     with open("md.json") as file:
@@ -269,6 +274,7 @@ def hot(speed):
     return ["md", "moving.xyz", "--ensemble", "nve", "--block", "5", *SHORT]
 
 
+@pytest.mark.slow  # the library's own is always run
 def test_a_run_that_blows_up_says_where(springs, capsys):
     assert main([*hot(5.0), "--model", springs]) == 4
     told = capsys.readouterr().err

@@ -125,14 +125,12 @@ def test_a_motion_is_carried_on_only_by_what_knows_it():
     system, key = gas(1, 2, 30.0), jax.random.key(0)
     apply = lambda params, system: {"energy": jnp.zeros(1), "dipole": jnp.zeros((1, 3))}
     nothing = Potential(lambda key, system: {}, apply, 2.0)
-    made = lambda bath, **options: prepare(
-        nothing, {}, system, bath, masses=np.ones(2), narrow=False, **options
-    )
     bath = csvr(dt=1.0, temperature=300.0)
-    first = made(bath, keep=("dipole",))
+    run = prepare(nothing, {}, system, bath, masses=np.ones(2), narrow=False)
+    first = replace(run, keep=("dipole",))
     motion = started(first, at_rest(system, key))
     moved = replace(motion, step=jnp.asarray(5), extra={"dipole": jnp.ones((1, 3))})
-    assert started(first, moved).extra["dipole"].all() and started(made(bath), moved).extra == {}
+    assert started(first, moved).extra["dipole"].all() and started(run, moved).extra == {}
     others = [
         nose_hoover(dt=1.0, temperature=300.0),
         stochastic_cell(bath, pressure=0.0),
@@ -140,11 +138,11 @@ def test_a_motion_is_carried_on_only_by_what_knows_it():
     ]
     for other in others:
         with pytest.raises(UsageError, match="another integrator"):
-            started(made(other), moved)
-    assert started(made(others[1]), replace(moved, step=-1)).bath["given"] == 0
+            started(replace(run, integrator=other), moved)
+    assert started(replace(run, integrator=others[1]), replace(moved, step=-1)).bath["given"] == 0
     # a list within 2.5 Å serves a run that would make them within 2.6 Å while 2.5 is enough
     listed = replace(started(first, moved).list, positions=system.positions)
-    longer = made(bath, skin=0.6).neighbors
+    longer = replace(run.neighbors, plan=replace(run.neighbors.plan, cutoff=2.6))
     for way, enough in ((0.24, True), (0.26, False)):
         shifted = replace(moved, positions=moved.positions + way * np.eye(3)[0])
         assert fresh(shifted, listed, system, longer) == enough

@@ -10,7 +10,8 @@ from jaxmlip import units
 def to_frames(trajectory) -> list[Atoms]:
     """A trajectory (as `jaxmlip.md.files.read_h5md` gives it) as `ase.Atoms`.
 
-    Velocities become momenta, forces results; info has `step` and `time_fs`.
+    Velocities become momenta, forces results; info has `step` and `time_fs`, and
+    charge, spin and field where the file tells them.
     """
     return [_frame(trajectory, i) for i in range(len(trajectory.step))]
 
@@ -21,7 +22,7 @@ def _frame(t, i) -> Atoms:
         positions=np.asarray(t.positions[i], float),
         cell=None if t.cell is None else np.asarray(t.cell[i], float),
         pbc=t.pbc,
-        info={"step": int(t.step[i]), "time_fs": float(t.time[i])},
+        info={"step": int(t.step[i]), "time_fs": float(t.time[i]), **t.info},
     )
     if t.masses is not None:
         atoms.set_masses(t.masses)

@@ -203,8 +203,9 @@ def check_number(**values):
 def damped(motion, bodies, system, dt, gamma, kT):
     """The exact solution of friction and noise alone over `dt` (the O of BAOAB)."""
     keys = jax.vmap(jax.random.split)(motion.keys)
-    keep = jnp.exp(-gamma * dt)
     dtype = motion.velocities.dtype
+    # rounded first, then squared in float64: in float32 the noise would not fit the friction
+    keep = float(np.exp(-gamma * dt).astype(dtype))
     kT = jnp.broadcast_to(kT, keys.shape[:1])[system.graph]
     width = jnp.sqrt((1 - keep**2) * kT / bodies.masses)[:, None].astype(dtype)
     noise = width * normals(keys[:, 0], bodies, system, dtype)

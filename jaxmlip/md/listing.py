@@ -5,6 +5,7 @@ that is not listed can have come within the cutoff, however atoms and cells have
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ class Neighbors:
 class Listed:
     """A neighbour list inside the loop, and where it was made."""
 
-    edges: Edges  # within cutoff + skin
+    edges: Edges  # within `reach`
+    reach: Array  # Å, cutoff + skin when it was made
     positions: Array  # [n_atoms, 3] Å
     cell: Array  # [n_graphs, 3, 3] Å
 
@@ -60,15 +62,14 @@ def plan_neighbors(system, cutoff, *, skin, narrow, moving_cell, room) -> Neighb
         raise UsageError(f"the skin is {skin} Å; it must be above zero", where="prepare")
     shrink = SHRINK if moving_cell else 0.0
     plan = plan_list(system, cutoff + skin, room=room, shrink=shrink)
-    width = _width(plan, system, cutoff, room) if narrow else None
-    return Neighbors(plan=plan, cutoff=float(cutoff), width=width, moving_cell=moving_cell)
+    cutoff = float(cutoff)
+    width = fours(int(_most_within(plan, system, cutoff)) * room) if narrow else None
+    return Neighbors(plan=plan, cutoff=cutoff, width=width, moving_cell=moving_cell)
 
 
-def _width(plan, system, cutoff, room):
-    def most(system):
-        return narrowed(replace(system, edges=search(plan, system).edges), cutoff, 4)[1]
-
-    return fours(int(jax.jit(most)(system)) * room)
+@partial(jax.jit, static_argnums=(0, 2))
+def _most_within(plan, system, cutoff):
+    return narrowed(replace(system, edges=search(plan, system).edges), cutoff, 4)[1]
 
 
 def fours(size: float) -> int:
@@ -76,25 +77,25 @@ def fours(size: float) -> int:
     return -(-max(int(np.ceil(size)), 1) // 4) * 4
 
 
-def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, str]:
+def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, list[str]]:
     """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
-    plan = neighbors.plan
+    plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
         plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK)
-        return replace(neighbors, plan=plan), "cells shrank: bins made anew"
+        return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
         size = whole_words(int(np.ceil(int(health.in_bin) * GROWTH)))
-        told = f"atoms of a bin: {plan.per_bin} -> {size}"
-        return replace(neighbors, plan=replace(plan, per_bin=size)), told
+        told.append(f"atoms of a bin: {plan.per_bin} -> {size}")
+        plan = replace(plan, per_bin=size)
     if health.in_list > plan.width:
         size = fours(int(health.in_list) * GROWTH)
-        told = f"neighbours within {plan.cutoff:.2f} Å: {plan.width} -> {size}"
-        return replace(neighbors, plan=replace(plan, width=size)), told
-    if neighbors.width is not None and health.in_cutoff > neighbors.width:
+        told.append(f"neighbours within {plan.cutoff:.2f} Å: {plan.width} -> {size}")
+        plan = replace(plan, width=size)
+    if width is not None and health.in_cutoff > width:
         size = fours(int(health.in_cutoff) * GROWTH)
-        told = f"neighbours within {neighbors.cutoff:.2f} Å: {neighbors.width} -> {size}"
-        return replace(neighbors, width=size), told
-    return neighbors, ""
+        told.append(f"neighbours within {neighbors.cutoff:.2f} Å: {width} -> {size}")
+        width = size
+    return (replace(neighbors, plan=plan, width=width) if told else neighbors), told
 
 
 # --- on the device -------------------------------------------------------------------------------
@@ -110,7 +111,12 @@ def no_list(neighbors: Neighbors, system) -> Listed:
         mask=jnp.zeros((n, k), bool),
     )
     nowhere = jnp.full_like(system.positions, jnp.inf)
-    return Listed(edges=edges, positions=nowhere, cell=system.cell)
+    return _made(edges, nowhere, system.cell, neighbors)
+
+
+def _made(edges, positions, cell, neighbors):
+    reach = jnp.asarray(neighbors.plan.cutoff, positions.dtype)
+    return Listed(edges=edges, reach=reach, positions=positions, cell=cell)
 
 
 def healthy() -> Health:
@@ -133,7 +139,7 @@ def renewed(motion, listed: Listed, health: Health, system, neighbors: Neighbors
     def anew():
         at = replace(system, positions=motion.positions, cell=motion.cell)
         found = search(neighbors.plan, at)
-        listed = Listed(edges=found.edges, positions=motion.positions, cell=motion.cell)
+        listed = _made(found.edges, motion.positions, motion.cell, neighbors)
         needed = replace(
             health,
             in_bin=jnp.maximum(health.in_bin, found.most_in_bin),
@@ -153,9 +159,9 @@ def fresh(motion, listed: Listed, system, neighbors: Neighbors) -> Array:
     """Whether no pair within the cutoff can be missing from the list; False for NaN.
 
     With a cell that changed by F, a pair that was not listed is now at least
-    (cutoff + skin) x (smallest stretch of F) apart, less twice the largest motion beyond F.
+    reach x (smallest stretch of F) apart, less twice the largest motion beyond F.
     """
-    reach, start = neighbors.plan.cutoff, listed.positions
+    reach, start = listed.reach, listed.positions
     if neighbors.moving_cell:
         change = jnp.linalg.solve(listed.cell, motion.cell)
         start = jnp.einsum("na,nab->nb", start, change[system.graph])

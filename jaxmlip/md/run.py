@@ -8,8 +8,6 @@ its kept start. What is not finite stops the block, too, and is raised with the 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from math import gcd
 from typing import Any, NamedTuple
 
 import jax
@@ -17,22 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.derivatives.first import predict, with_forces
 from jaxmlip.errors import NumericalError, ResourceError, UsageError
-from jaxmlip.md.listing import (
-    Neighbors,
-    fits,
-    fresh,
-    healthy,
-    no_list,
-    plan_neighbors,
-    renewed,
-    seen,
-    widened,
-)
+from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, widened
 from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of
 from jaxmlip.md.observables import standard
-from jaxmlip.md.recording import Measured, rows_for, written
+from jaxmlip.md.stepping import Goal, stepped
 from jaxmlip.system import System
 
 REPEATS = 20  # widenings of one block before it is given up
@@ -164,15 +151,38 @@ def trajectory(
 
 
 def started(run: Run, motion: Motion) -> Motion:
-    """The motion with a bath, and a place for a list, if it has none."""
-    bath = run.integrator.init(motion, run.bodies) if motion.step < 0 else motion.bath
-    motion = replace(motion, bath=bath, list=motion.list or no_list(run.neighbors, run.system))
-    return motion if motion.extra or not run.keep else replace(motion, extra=_no_extra(run, motion))
+    """The motion with a bath, a list and room for what is kept, where they are not there or not
+    those of the run. Raises `UsageError` for a motion that another integrator has moved.
+    """
+    if motion.step < 0:
+        motion = replace(motion, bath=run.integrator.init(motion, run.bodies))
+    _check_bath(run, motion)
+    empty = no_list(run.neighbors, run.system)
+    listed = motion.list if _shapes(motion.list) == _shapes(empty) else empty
+    known = set(motion.extra) == set(run.keep)
+    extra = dict(motion.extra) if known else _no_extra(run, empty)
+    return replace(motion, list=listed, extra=extra)
 
 
-def _no_extra(run, motion):
+def _shapes(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(x.shape, x.dtype) for x in leaves]
+
+
+def _check_bath(run, motion):
+    wanted = jax.eval_shape(run.integrator.init, motion, run.bodies)
+    unknown = run.integrator.needs_stress and np.isnan(motion.stress).all()
+    if _shapes(motion.bath) != _shapes(wanted) or (unknown and motion.step >= 0):
+        raise UsageError(
+            "another integrator has moved this motion: it lacks what this one remembers",
+            where="trajectory",
+            fix="dataclasses.replace(motion, step=-1) begins anew where it is",
+        )
+
+
+def _no_extra(run, listed):
     """Room for what is kept of the prediction."""
-    system = replace(run.system, edges=motion.list.edges)
+    system = replace(run.system, edges=listed.edges)
     shapes = jax.eval_shape(run.potential.apply, run.params, system)
     missing = [name for name in run.keep if name not in shapes]
     if missing:
@@ -182,14 +192,6 @@ def _no_extra(run, motion):
             fix=f"it predicts {', '.join(sorted(shapes))}",
         )
     return {name: jnp.full(shapes[name].shape, jnp.nan, shapes[name].dtype) for name in run.keep}
-
-
-class Goal(NamedTuple):
-    """How far a block goes and what it records; values, so that no change compiles again."""
-
-    until: int  # step
-    origin: int  # step from which intervals of records are counted
-    first: bool  # whether the start of a new motion is recorded
 
 
 def advance(run: Run, motion: Motion, *, n_records: int, record: int) -> Block:
@@ -203,7 +205,7 @@ def advance(run: Run, motion: Motion, *, n_records: int, record: int) -> Block:
 def _advanced(run, motion, goal, *, every, size):
     tried = []
     for _ in range(REPEATS):
-        end, records, health = _block(
+        end, records, health = stepped(
             run.params,
             run.system,
             run.bodies,
@@ -220,11 +222,11 @@ def _advanced(run, motion, goal, *, every, size):
         )
         at = replace(run.system, positions=end.positions, cell=end.cell)
         neighbors, told = widened(run.neighbors, at, health)
-        if neighbors is run.neighbors:
+        if not told:
             _raise_if_broken(run, end, health)
             records = tuple(_recorded(*found) for found in jax.device_get(records))
             return Block(end, records, run, int(health.searches), tuple(tried))
-        tried.append(told)
+        tried += told
         run = replace(run, neighbors=neighbors)
         motion = replace(motion, list=no_list(neighbors, run.system))
     raise ResourceError(f"neighbour lists overflow after {REPEATS} widenings: {tried[-1]}")
@@ -245,137 +247,3 @@ def _raise_if_broken(run, motion, health):
         where="trajectory",
         fix="a shorter time step, a relaxed start, or a potential that knows such structures",
     )
-
-
-# --- on the device -------------------------------------------------------------------------------
-
-
-@partial(
-    jax.jit,
-    static_argnames=(
-        "apply",
-        "integrator",
-        "neighbors",
-        "observe",
-        "keep",
-        "field",
-        "every",
-        "sizes",
-    ),
-)
-def _block(
-    params,
-    system,
-    bodies,
-    motion,
-    goal,
-    *,
-    apply,
-    integrator,
-    neighbors,
-    observe,
-    keep,
-    field,
-    every,
-    sizes,
-):
-    """(motion, [(how many, records)], health) at `goal.until`, or where something broke."""
-    fielded = partial(_fielded, system, field, integrator.dt)
-    evaluate = partial(_evaluated, apply, params, fielded, integrator.needs_stress, neighbors, keep)
-    before = lambda motion: _unless_new(motion, integrator.before, bodies, system)
-    after = lambda motion: _unless_new(motion, integrator.after, bodies, system)
-
-    def step(motion, target, health):
-        return (motion.step < target) & health.finite & fits(health, neighbors)
-
-    def steps(target, carry):
-        """Steps until the list is stale, the target is reached, or something broke."""
-        motion, health = carry
-        proposal = before(motion)
-        listed, health = renewed(proposal, motion.list, health, system, neighbors)
-
-        def go_on(carry):
-            motion, proposal, health = carry
-            return step(motion, target, health) & fresh(proposal, listed, system, neighbors)
-
-        def once(carry):
-            _, proposal, health = carry
-            motion, health = evaluate(proposal, listed, health)
-            motion = after(motion)
-            motion = replace(motion, step=motion.step + 1)
-            return motion, before(motion), health
-
-        bare = lambda motion: replace(motion, list=())
-        carry = bare(motion), bare(proposal), health
-        motion, _, health = jax.lax.while_loop(go_on, once, carry)
-        return replace(motion, list=listed), health
-
-    base = gcd(*every)
-    origin, begin = goal.origin, jnp.maximum(motion.step, 0)
-
-    def until_record(carry):
-        motion, health, records = carry
-        target = jnp.minimum(origin + ((motion.step - origin) // base + 1) * base, goal.until)
-        motion, health = jax.lax.while_loop(
-            lambda carry: step(carry[0], target, carry[1]), partial(steps, target), (motion, health)
-        )
-        return motion, health, tuple(map(recorded(motion), looks, every, records))
-
-    def recorded(motion):
-        def one(look, interval, found):
-            count, rows = found
-            due = ((motion.step - origin) % interval == 0) & (goal.first | (motion.step > begin))
-            return count + due, written(rows, count, due, partial(look, motion))
-
-        return one
-
-    looks = [partial(_look, params, fielded, bodies, integrator, neighbors, f) for f in observe]
-    found = tuple(
-        (jnp.zeros((), jnp.int32), rows_for(partial(look, motion), size))
-        for look, size in zip(looks, sizes, strict=True)
-    )
-    motion, health, records = jax.lax.while_loop(
-        lambda carry: step(carry[0], goal.until, carry[1]),
-        until_record,
-        (motion, healthy(), found),
-    )
-    return motion, records, health
-
-
-def _look(params, fielded, bodies, integrator, neighbors, observe, motion):
-    """What `observe` sees of the motion."""
-    system = fielded(jnp.maximum(motion.step, 0))
-    if not isinstance(observe, Measured):
-        return observe(motion, bodies, system, integrator)
-    system, _ = seen(system, motion, motion.list, neighbors)
-    return observe.of(params, motion, bodies, system, integrator)
-
-
-def _unless_new(motion, part, bodies, system):
-    """Part of a step; nothing for a motion that has no forces yet: its first evaluation."""
-    moved = part(motion, bodies, system)
-    new = motion.step < 0
-    keep = lambda a, b: jax.lax.select(jnp.broadcast_to(new, jnp.shape(a)), a, b)
-    return jax.tree.map(keep, motion, moved)
-
-
-def _fielded(system, field, dt, step):
-    """The system in the field of that step."""
-    if field is None:
-        return system
-    now = jnp.asarray(field(step * (dt / units.fs)), system.field.dtype)
-    return replace(system, field=jnp.broadcast_to(now, system.field.shape))
-
-
-def _evaluated(apply, params, fielded, needs_stress, neighbors, keep, motion, listed, health):
-    """The motion with energy, forces and (if needed) stress where it is."""
-    system, most = seen(fielded(motion.step + 1), motion, listed, neighbors)
-    health = replace(health, in_cutoff=jnp.maximum(health.in_cutoff, most))
-    out = (predict if needs_stress else with_forces)(apply)(params, system)
-    forces = out["forces"].astype(motion.forces.dtype)
-    finite = jnp.isfinite(out["energy"]).all() & jnp.isfinite(forces).all()
-    stress = out["stress"].astype(motion.stress.dtype) if needs_stress else motion.stress
-    energy = out["energy"].astype(motion.energy.dtype)
-    extra = {name: out[name] for name in keep} or motion.extra
-    motion = replace(motion, forces=forces, energy=energy, stress=stress, extra=extra)
-    return motion, replace(health, finite=health.finite & finite)

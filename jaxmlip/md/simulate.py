@@ -28,7 +28,6 @@ from jaxmlip.md.motion import Motion, conserved_energy, temperature_of
 from jaxmlip.md.run import Block, Run, started, trajectory
 from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
 
-TOO_HOT = 1e4  # K above the highest of the start and the bath
 TOO_STEEP = 1e3  # eV/Å
 
 
@@ -85,8 +84,8 @@ def simulate(
     """Runs to `plan.steps`, all told; with `resume` from the newest restart point, if there is one.
 
     A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
-    raises `Interrupted`. Raises `NumericalError` where energies or forces are not finite, or a
-    structure is too hot or steep: the restart point then is the last good block.
+    raises `Interrupted`. Raises `NumericalError` where energies, forces or recorded responses are
+    not finite, or a structure is too hot or steep: the restart point then is the last good block.
     """
     run, motion, sums = _begun(run, motion, plan, resume, warn)
     begun, pace = time.monotonic(), _Pace(plan)
@@ -185,6 +184,7 @@ def _stable(run, motion, plan, steps, write):
 def _check_limits(block: Block, plan):
     """Raises `NumericalError` for what cannot be meant."""
     run, motion = block.run, block.motion
+    _check_responses(block.records)
     temperature, _, size = _vitals(run, motion)
     tables = [r["temperature"] for r in block.records if "temperature" in r]
     hottest = float(np.max([t.max(initial=0) for t in (temperature, *tables)]))
@@ -200,6 +200,17 @@ def _check_limits(block: Block, plan):
         code="JM305",
         fix="a shorter time step, a relaxed start, a potential trained for such temperatures",
     )
+
+
+def _check_responses(records):
+    for name in ("dipole", "current", "polarizability"):
+        for found in (r for r in records if name in r and not np.isfinite(r[name]).all()):
+            bad = ~np.isfinite(found[name]).reshape(len(found["step"]), -1).all(1)
+            raise NumericalError(
+                f"the {name} is not finite at step {int(found['step'][bad.argmax()])}",
+                code="JM110",
+                fix="a potential whose dipole is a sum over atoms or bonds; or do not record it",
+            )
 
 
 def _vitals(run, motion):

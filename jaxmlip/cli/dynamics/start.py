@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from jaxmlip import units
 from jaxmlip.errors import DataError, UsageError
 
 HYDROGEN = 1.5  # fs, longest step that is usual with hydrogen that moves freely
@@ -55,6 +56,12 @@ def warnings_of(atoms, o: dict):
         yield (
             f"--timestep {o['timestep']:g} fs with hydrogen, whose bonds vibrate in about 9 fs: "
             "the energy will not be kept; 0.5 fs is usual"
+        )
+    if o["response_every"] and o["ensemble"] == "nvt":
+        width = units.hbar * o["friction"] / units.fs / units.invcm
+        yield (
+            f"--friction {o['friction']:g} 1/fs makes all lines of spectra {width:.0f} cm⁻¹ wider; "
+            "nve, nvt-csvr and nvt-nh do not"
         )
 
 

@@ -8,8 +8,11 @@ from jaxmlip.cli import plot
 WARM_UP = 0.2  # of a run that averages leave out
 
 
-def summarize(tables, n_atoms: int) -> dict:
-    """Averages over the last four fifths of the tables of all replicas, flat."""
+def summarize(tables, n_atoms: int, *, kept: bool) -> dict:
+    """Averages over the last four fifths of the tables of all replicas, flat.
+
+    kept: whether the conserved energy should be; else it has no drift (NaN).
+    """
     late = [_late(t) for t in tables]
     mean = lambda name: float(np.mean([t[name].mean() for t in late]))
     spread = lambda name: float(np.sqrt(np.mean([t[name].var() for t in late])))
@@ -18,7 +21,9 @@ def summarize(tables, n_atoms: int) -> dict:
         "temperature_mean_K": mean("temperature_K"),
         "temperature_std_K": spread("temperature_K"),
         "energy_potential_mean_eV": mean("energy_potential_eV"),
-        "energy_drift_meV_per_atom_per_ps": float(np.mean([drift(t, n_atoms) for t in tables])),
+        "energy_drift_meV_per_atom_per_ps": (
+            float(np.mean([drift(t, n_atoms) for t in tables])) if kept else float("nan")
+        ),
         "averages_leave_out_ps": WARM_UP * float(tables[0]["time_fs"][-1]) * 1e-3,
     }
     if "pressure_eV_per_A3" in tables[0]:
@@ -43,8 +48,10 @@ def _late(table):
     return {name: values[start:] for name, values in table.items()}
 
 
-def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -> None:
-    """Conserved energy, temperature and pressure (or potential energy) against time; PNG."""
+def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None, kept: bool) -> None:
+    """Conserved energy (that of the atoms where it is not `kept`), temperature and pressure (or
+    potential energy) against time; PNG.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,8 +61,8 @@ def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -
     pressure = "pressure_eV_per_A3" in tables[0]
     for table in tables:
         time = table["time_fs"] * 1e-3
-        kept = table["energy_conserved_eV"] * 1e3 / n_atoms
-        above.plot(time, kept - kept[0], color=plot.CURVE, lw=0.9)
+        energy = table["energy_conserved_eV"] * 1e3 / n_atoms
+        above.plot(time, energy - energy[0], color=plot.CURVE, lw=0.9)
         middle.plot(time, table["temperature_K"], color=plot.STICK, lw=0.7)
         last = (
             table["pressure_eV_per_A3"] / units.GPa
@@ -65,10 +72,13 @@ def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -
         below.plot(time, last, color=plot.INK, lw=0.7)
     if temperature is not None:
         middle.axhline(temperature, color="#888888", lw=0.8, ls="--")
-    slope = np.mean([drift(t, n_atoms) for t in tables])
-    above.set_title(f"drift {slope:+.2g} meV/atom/ps", loc="right", fontsize=9, color="#666666")
+    if kept:
+        slope = np.mean([drift(t, n_atoms) for t in tables])
+        told = f"drift {slope:+.2g} meV/atom/ps"
+        above.set_title(told, loc="right", fontsize=9, color="#666666")
     above.set_title(title, loc="left", fontsize=11, color=plot.INK)
-    above.set_ylabel("conserved energy\n(meV/atom, from start)")
+    name = "conserved energy" if kept else "kinetic + potential"
+    above.set_ylabel(f"{name}\n(meV/atom, from start)")
     middle.set_ylabel("temperature (K)")
     below.set_ylabel("pressure (GPa)" if pressure else "potential energy\n(eV/atom)")
     below.set_xlabel("time (ps)")
@@ -81,12 +91,14 @@ def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -
 def rows(found: dict):
     """Lines of the table on the screen."""
     yield "time", f"{found['time_ps']:.4g} ps"
+    yield "averages ± spread", f"without the first {found['averages_leave_out_ps']:.3g} ps"
     yield (
         "temperature",
         f"{found['temperature_mean_K']:.1f} ± {found['temperature_std_K']:.1f} K",
     )
     yield "potential energy", f"{found['energy_potential_mean_eV']:.5f} eV"
-    yield "drift", f"{found['energy_drift_meV_per_atom_per_ps']:+.3g} meV/atom/ps"
+    if np.isfinite(found["energy_drift_meV_per_atom_per_ps"]):
+        yield "drift", f"{found['energy_drift_meV_per_atom_per_ps']:+.3g} meV/atom/ps"
     if "pressure_mean_GPa" in found:
         yield "pressure", f"{found['pressure_mean_GPa']:.3f} ± {found['pressure_std_GPa']:.3f} GPa"
         yield "volume", f"{found['volume_mean_A3']:.3f} Å³"

@@ -32,7 +32,7 @@ class Curve:
         """The columns and rows of a table of the peaks."""
         x, y, e = self.spectrum.wavenumbers_cm1, self.spectrum.values, self.spectrum.errors
         found = peaks(y, self.spectrum.width_cm1 / x[1])
-        rows = [(f"{x[i]:.1f}", f"{y[i]:.4g}", f"{e[i]:.2g}") for i in sorted(found)]
+        rows = [(f"{x[i]:.1f}", f"{y[i]:.4g}", _error(e[i])) for i in sorted(found)]
         return {"cm⁻¹": "right", "height": "right", "±": "right", "": "left"}, [
             (*row, "") for row in rows
         ]
@@ -77,7 +77,7 @@ class Coefficients:
 
     def rows(self):
         rows = [
-            (name, f"{self.factor * c.value:.4g}", f"{self.factor * c.error:.2g}", "")
+            (name, f"{self.factor * c.value:.4g}", _error(self.factor * c.error), "")
             for name, c in self.found.items()
         ]
         return {"": "left", "value": "right", "±": "right", " ": "left"}, rows
@@ -88,6 +88,10 @@ class Coefficients:
             key = self.key if name == "all" else f"{self.key}_{name}"
             out |= {key: self.factor * c.value, f"{key}_error": self.factor * c.error}
         return out | self.more
+
+
+def _error(e) -> str:
+    return f"{e:.2g}" if np.isfinite(e) else "-"  # one block tells none
 
 
 def peaks(y, distance: float) -> list[int]:

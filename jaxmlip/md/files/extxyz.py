@@ -67,7 +67,8 @@ def _comment(scene, frames, i, properties):
         words.append(f'dipole="{_numbers(frames["dipole"][i])}"')
     step = int(frames["step"][i])
     words += [f"step={step}", f"time_fs={round(step * scene.dt, 9)!r}"]
-    words += [f"{name}={_numbers(value)}" for name, value in scene.info]
+    quote = lambda value: '"' if np.ndim(value) else ""
+    words += [f"{k}={quote(v)}{_numbers(v)}{quote(v)}" for k, v in scene.info]
     words.append('pbc="' + " ".join("FT"[int(p)] for p in scene.pbc) + '"')
     return " ".join(words)
 

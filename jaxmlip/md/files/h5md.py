@@ -1,8 +1,9 @@
 """Frames and observables as H5MD 1.1 (de Buyl et al., 2014, 10.1016/j.cpc.2014.01.018).
 
 particles/atoms/{position, velocity, force} and observables/<name>, each with step, time (fs) and
-value, units as attributes; box/edges where an axis is periodic. Å, fs, eV, e, K; forces alone are
-in kJ/mol/Å, the unit that readers such as MDAnalysis know.
+value, units as attributes; box/edges where an axis is periodic; charge, spin and field of the
+structure in parameters. Å, fs, eV, e, K, V; forces alone are in kJ/mol/Å, the unit that readers
+such as MDAnalysis know.
 """
 
 import numpy as np
@@ -20,6 +21,8 @@ ELEMENTS = {  # of particles: {name: (key of frames, unit, factor)}
     "force": ("forces", "kJ mol-1 Angstrom-1", FORCE),
     "box/edges": ("cell", "Angstrom", 1.0),
 }
+INFO = ("charge", "spin", "field")
+UNITS = {"time": "fs", **{place: unit for place, (_, unit, _) in ELEMENTS.items()}}
 CHUNK = 2**18  # bytes, about, of what is written or read at once
 
 
@@ -66,7 +69,7 @@ def cut_h5md(path, step: int) -> None:
 def read_h5md(path, *, group: str | None = None) -> Trajectory:
     """The trajectory of a particles group (the first by default), with all observables.
 
-    Raises `DataError` for a file that is no H5MD trajectory.
+    Raises `DataError` for a file that is no H5MD trajectory, or in other units than those above.
     """
     settle(path)
     try:
@@ -103,6 +106,8 @@ def _opened(pages, scene):
     box = atoms.create_group("box")
     box.attrs["dimension"] = 3
     box.attrs["boundary"] = ["periodic" if p else "none" for p in scene.pbc]
+    for name, value in scene.info:
+        file[f"parameters/{name}"] = np.asarray(value, np.float64)
     return file
 
 
@@ -171,7 +176,7 @@ def _elements(file):
 def _read(file, atoms):
     position = atoms["position"]
     pbc = np.array([_text(b) == "periodic" for b in atoms["box"].attrs["boundary"]])
-    values = lambda place: np.asarray(atoms[place]["value"]) if place in atoms else None
+    values = lambda place: _checked(atoms[place]["value"], place) if place in atoms else None
     scaled = lambda x, factor: None if x is None else x * factor
     numbers = np.asarray(atoms["species"])
     step, time = _times(position)
@@ -194,21 +199,45 @@ def _read(file, atoms):
                 unit=_text(element["value"].attrs.get("unit", "")),
             )
             for name, element in observables.items()
-            if "value" in element and np.ndim(element["step"])
+            if "value" in element and "step" in element
         },
+        info=_told(file),
     )
 
 
+def _told(file):
+    told = file["parameters"] if "parameters" in file else {}
+    return {name: told[name][()] for name in INFO if name in told}
+
+
 def _times(element):
-    step = np.asarray(element["step"])
-    time = np.asarray(element["time"]) if "time" in element else np.full(len(step), np.nan)
-    return step, time
+    step = _each(element, "step")
+    return step, _each(element, "time") if "time" in element else np.full(len(step), np.nan)
+
+
+def _each(element, name):
+    """Step or time of every frame; a single number is the interval."""
+    values = _checked(element[name], name)
+    if values.ndim:
+        return values
+    return element[name].attrs.get("offset", 0) + values * np.arange(len(element["value"]))
+
+
+def _checked(dataset, place):
+    """Its values; `DataError` where they say that they are in another unit than ours."""
+    wanted = UNITS.get(place, "")
+    found = _text(dataset.attrs.get("unit", wanted))
+    if found != wanted:
+        raise DataError(
+            f"{place} is in {found}, expected {wanted}", where=dataset.file.filename, code="JM207"
+        )
+    return np.asarray(dataset)
 
 
 def _edges(atoms, n_frames):
     """[n_frames, 3, 3]; files of others may have one box for all, or three lengths."""
     edges = atoms["box/edges"]
-    edges = np.asarray(edges["value"] if hasattr(edges, "keys") else edges, float)
+    edges = _checked(edges["value"] if hasattr(edges, "keys") else edges, "box/edges").astype(float)
     flat = edges.ndim == 1 or (edges.ndim == 2 and edges.shape != (3, 3))
     edges = edges[..., None] * np.eye(3) if flat else edges
     return edges if edges.ndim == 3 else np.broadcast_to(edges, (n_frames, 3, 3))

@@ -36,7 +36,7 @@ class Scene:
     first: int = 0  # its first atom in the batch
     fixed: np.ndarray | None = None  # [n_atoms] True for held atoms
     own_masses: bool = False  # whether masses are others than those of the elements
-    info: tuple[tuple[str, float], ...] = ()  # charge, spin ... for every frame
+    info: tuple[tuple[str, object], ...] = ()  # charge, spin, field (V/Å) of every frame
 
     @property
     def atoms(self) -> slice:
@@ -68,6 +68,7 @@ class Trajectory:
     masses: np.ndarray  # [n_atoms] amu
     pbc: np.ndarray  # [3] bool
     observables: dict[str, Series]
+    info: dict  # charge (e), spin (multiplicity), field (V/Å) where they were told
 
 
 def frames_of(scene: Scene, records: dict) -> dict:

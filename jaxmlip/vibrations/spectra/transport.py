@@ -167,7 +167,7 @@ def _whole(time, dt, n_frames) -> int:
     lag = round(time / dt)
     if lag >= n_frames:
         raise DataError(
-            f"a lag of {time:g} fs is longer than a block of {n_frames * dt:g} fs",
+            f"a lag of {time:g} fs is longer than a block, which spans {(n_frames - 1) * dt:g} fs",
             code="JM240",
             fix="a longer trajectory, fewer blocks, or a shorter lag",
         )
