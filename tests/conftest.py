@@ -23,6 +23,12 @@ LONG = (
     "pretrained export raman benchmarks trajectory md_cli correlation_spectra heat_flux "
     "constant_pressure"
 ).split()
+SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 RANK = {f"test_{name}.py": rank for rank, name in enumerate(LONG)}
 
 
@@ -44,3 +50,15 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False  # in the order above
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of its own, and JAX left as it was found."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    yield tmp_path / "work"
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,8 +1,6 @@
-"""Argon as crystals of known lattice constant, and a place of its own for a command line."""
+"""Argon as crystals of known lattice constant."""
 
-import jax
 import numpy as np
-import pytest
 
 from jaxmlip import units
 from jaxmlip.interfaces.ase import from_ase
@@ -10,12 +8,6 @@ from jaxmlip.models import checkpoint
 from jaxmlip.models.pair import LennardJones
 
 EPSILON, SIGMA = 119.8 * units.kB, 3.405  # eV, Å
-SETTINGS = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 
 
 def argon(reach, onset=1.0, **fields):
@@ -50,15 +42,3 @@ def skewed(atoms, size, seed=0):
 def system_of(atoms, model, capacity=200):
     """With one width of edges for all small crystals: one compilation for each number of atoms."""
     return from_ase(atoms, model.cutoff, capacity=capacity if model.cutoff < 10 else None)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder of its own, and JAX left as it was found."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    before = {name: getattr(jax.config, name) for name in SETTINGS}
-    yield tmp_path / "work"
-    for name, value in before.items():
-        jax.config.update(name, value)

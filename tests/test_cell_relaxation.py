@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
-from crystals import argon, folder, save_argon, skewed, system_of  # noqa: F401
+from crystals import argon, save_argon, skewed, system_of  # noqa: F401
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmlip import units

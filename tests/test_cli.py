@@ -21,6 +21,8 @@ from jaxmlip.cli.demo import ETHANOL
 from jaxmlip.cli.main import main
 from jaxmlip.models import MACE, checkpoint
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 WATER = "3\nwater\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
 TINY = {
     "elements": [1, 8],
@@ -73,24 +75,6 @@ def springs(tmp_path_factory):
     fields = SPRINGS | {k: tuple(map(tuple, v)) for k, v in SPRINGS.items() if k in ("depth", "r0")}
     checkpoint.save(path, card("Morse", fields), {"params": {}})
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """A folder of its own, and JAX left as it was found."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    names = (
-        "jax_enable_x64",
-        "jax_default_matmul_precision",
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture

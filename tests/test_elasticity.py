@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.data import atomic_masses
-from crystals import SIGMA, argon, folder, save_argon, skewed, system_of  # noqa: F401
+from crystals import SIGMA, argon, save_argon, skewed, system_of  # noqa: F401
 from numpy.testing import assert_allclose
 
 from jaxmlip import units

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -59,23 +58,8 @@ def lennard_jones(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """A folder of its own, and JAX left as it was found."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    names = (
-        "jax_enable_x64",
-        "jax_default_matmul_precision",
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    with open("water.xyz", "w") as file:
-        file.write(WATER)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def alone(folder):
+    (folder / "water.xyz").write_text(WATER)
 
 
 def argon(name="argon.xyz"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import SIGMA, argon, folder  # noqa: F401
+from crystals import SIGMA, argon
 from numpy.testing import assert_allclose
 from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, pair_sum, read_json
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import EPSILON, SIGMA, argon, folder, save_argon, skewed  # noqa: F401
+from crystals import EPSILON, SIGMA, argon, save_argon, skewed  # noqa: F401
 from numpy.testing import assert_allclose
 from scipy.optimize import brentq
 from test_bloch import LJ, MASSES, TINY, network

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from crystals import argon, folder, save_argon, system_of  # noqa: F401
+from crystals import argon, save_argon, system_of  # noqa: F401
 from numpy.testing import assert_allclose
 
 from jaxmlip import units

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.io import write
-from crystals import folder  # noqa: F401
 from numpy.testing import assert_allclose
 
 import jaxmlip
