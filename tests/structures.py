@@ -85,3 +85,25 @@ def toy(cutoff=4.0):
 
 
 KEY = jax.random.key(0)
+
+
+# Morse curves between O and H: a molecule with a minimum, at no cost
+SPRINGS = {
+    "elements": [1, 8],
+    "cutoff": 4.0,
+    "depth": [[2.0, 4.0], [4.0, 3.0]],
+    "a": 2.0,
+    "r0": [[1.5, 0.97], [0.97, 1.4]],
+}
+
+
+def card(architecture, fields):
+    """The model card of a test."""
+    return {
+        "architecture": architecture,
+        "fields": fields,
+        "elements": fields["elements"],
+        "cutoff": fields["cutoff"],
+        "level_of_theory": "none",
+        "name": "test",
+    }

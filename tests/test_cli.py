@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from ase.io import read
-from structures import KEY
+from structures import KEY, SPRINGS, card
 
 import jaxmlip
 from jaxmlip.cli import session
@@ -36,24 +36,6 @@ TINY = {
     "radial_widths": [4],
     "dipole": True,
 }
-SPRINGS = {
-    "elements": [1, 8],
-    "cutoff": 4.0,
-    "depth": [[2.0, 4.0], [4.0, 3.0]],
-    "a": 2.0,
-    "r0": [[1.5, 0.97], [0.97, 1.4]],
-}
-
-
-def card(architecture, fields):
-    return {
-        "architecture": architecture,
-        "fields": fields,
-        "elements": fields["elements"],
-        "cutoff": fields["cutoff"],
-        "level_of_theory": "none",
-        "name": "test",
-    }
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,13 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 from numpy.testing import assert_allclose
+from structures import SPRINGS, card
 
 from jaxmlip.cli.dynamics import start, summary
 from jaxmlip.cli.main import main
 from jaxmlip.md.files import read_h5md, read_table
 from jaxmlip.models import checkpoint
 
-SPRINGS = {
-    "elements": [1, 8],
-    "cutoff": 4.0,
-    "depth": [[2.0, 4.0], [4.0, 3.0]],
-    "a": 2.0,
-    "r0": [[1.5, 0.97], [0.97, 1.4]],
-}
 ARGON = {"elements": [18], "cutoff": 5.0, "smoothness": 3}
 WATER = "3\nwater\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
 SHORT = "--steps 20 --stats-every 5 --traj-every 10 --seed 3 --no-plot --dtype float64".split()
@@ -34,15 +28,7 @@ SHORT = "--steps 20 --stats-every 5 --traj-every 10 --seed 3 --no-plot --dtype f
 
 def saved(folder, architecture, fields):
     path = folder / f"{architecture}.safetensors"
-    card = {
-        "architecture": architecture,
-        "fields": fields,
-        "elements": fields["elements"],
-        "cutoff": fields["cutoff"],
-        "level_of_theory": "none",
-        "name": "test",
-    }
-    checkpoint.save(path, card, {"params": {}})
+    checkpoint.save(path, card(architecture, fields), {"params": {}})
     return str(path)
 
 
