@@ -187,7 +187,7 @@ def test_a_bath_gives_the_canonical_kinetic_energy(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["csvr", "nose-hoover"])
+@pytest.mark.parametrize("name", BATHS)
 def test_the_energy_with_that_of_the_bath_is_kept(name):
     run, motion = ready(argon(), BATHS[name])
     _, records = joined(trajectory(run, motion, steps=5000, block=5000, record=50))

@@ -205,7 +205,6 @@ def _minimized(atoms, opened, o, output):
 
 def _run(run, motion, work, atoms, o, output):
     """The run, watched; what stops it is told with what to do next."""
-    from jaxmlip.cli.dynamics.ensembles import keeps_energy
     from jaxmlip.cli.dynamics.screen import watch
     from jaxmlip.md.simulate import simulate
     from jaxmlip.restart import saved_states
@@ -213,7 +212,7 @@ def _run(run, motion, work, atoms, o, output):
     _check_folder(work, o, saved_states(work.restarts), output)
     output.paths["md_restart"] = work.restarts
     try:
-        with watch(kept=keeps_energy(run.integrator)) as report:
+        with watch() as report:
             return simulate(
                 run,
                 motion,
@@ -268,7 +267,7 @@ def _save_last_good(work, atoms, output):
 
 def _finish(outcome, atoms, opened, o, output, work, source):
     from jaxmlip.cli import analysis, session
-    from jaxmlip.cli.dynamics import ensembles, job, summary
+    from jaxmlip.cli.dynamics import job, summary
     from jaxmlip.md.files import read_table
 
     for one, final in zip(
@@ -277,17 +276,14 @@ def _finish(outcome, atoms, opened, o, output, work, source):
         name = one.table.name.removesuffix("stats.csv") + "final.xyz"
         write_extxyz(one.table.with_name(name), final)
     tables = [read_table(one.table) for one in work.files]
-    kept = ensembles.keeps_energy(outcome.run.integrator)
-    found = summary.summarize(tables, len(atoms), kept=kept)
+    found = summary.summarize(tables, len(atoms))
     title = f"{atoms.get_chemical_formula()}, {o['ensemble']}"
     if o["plot"]:
         bath = o["temp"] if RECIPES[o["ensemble"]].bath else None
         with task("plotting"):
             write(
                 output.paths["md.png"],
-                lambda p: summary.draw(
-                    p, tables, len(atoms), title=title, temperature=bath, kept=kept
-                ),
+                lambda p: summary.draw(p, tables, len(atoms), title=title, temperature=bath),
             )
     if o["rdf"]:
         text = summary.pair_distributions(

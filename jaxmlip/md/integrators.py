@@ -60,24 +60,29 @@ def langevin(*, dt: float, temperature, friction: float = 0.01) -> Integrator:
 
     dt: fs. temperature: K; one number, one a structure, or a function of the time in fs that
     gives either. friction: 1/fs. Acts on every degree of freedom, on the centre of mass too unless
-    it is held.
+    it is held. The bath is the energy that it has given, eV: with it, the total is conserved within
+    the error of `dt`.
     """
     dt, gamma = checked(dt) * units.fs, friction / units.fs
     kT = energy_of(temperature, dt)
 
     def before(motion, bodies, system):
         motion = drifted(kicked(motion, bodies, system, dt / 2), dt / 2)
+        cold = kinetic_energy(motion, bodies, system)
         motion = damped(motion, bodies, system, dt, gamma, kT(motion))
+        given = kinetic_energy(motion, bodies, system) - cold
+        motion = replace(motion, bath=motion.bath + given.astype(motion.bath.dtype))
         return drifted(motion, dt / 2)
 
     def after(motion, bodies, system):
         return kicked(motion, bodies, system, dt / 2)
 
     return Integrator(
-        lambda motion, bodies: (),
+        lambda motion, bodies: jnp.zeros_like(motion.energy),
         before,
         after,
         dt,
+        bath_energy=lambda motion, bodies: -motion.bath,
         keeps_momentum=False,
         kT=kT,
         check=check_number(temperature=temperature),

@@ -81,14 +81,6 @@ def integrator_of(ensemble: Ensemble, options: dict):
     return RECIPES[ensemble].make(options)
 
 
-def keeps_energy(integrator) -> bool:
-    """Whether its conserved energy is one: not where a bath does not count what it gives."""
-    from jaxmlip.md.motion import Integrator
-
-    counted = integrator.bath_energy is not Integrator._field_defaults["bath_energy"]
-    return integrator.kT is None or counted
-
-
 def check_cell(ensemble: Ensemble, atoms, where: str) -> None:
     """Raises `DataError` where the cell cannot move."""
     if RECIPES[ensemble].cell and not atoms.pbc.all():

@@ -8,23 +8,23 @@ from jaxmlip.cli.output import note
 EVERY = 30.0  # s between lines where there is no terminal
 
 
-def watch(*, kept: bool):
-    """A context that gives a function for `Progress`. kept: whether the energy should be."""
-    return (_Bar if sys.stderr.isatty() else _Lines)(kept)
+def watch():
+    """A context that gives a function for `Progress`."""
+    return (_Bar if sys.stderr.isatty() else _Lines)()
 
 
 class _Common:
     """Drift by a straight line through what was seen in this session."""
 
-    def __init__(self, kept):
-        self.kept, self.seen = kept, []
+    def __init__(self):
+        self.seen = []
 
     def drift(self, p) -> float:
         """meV per atom and ps; NaN until there is a line."""
         import numpy as np
 
         self.seen.append((p.time * 1e-3, p.conserved * 1e3))
-        if len(self.seen) < 3 or not self.kept:
+        if len(self.seen) < 3:
             return float("nan")
         if len(self.seen) > 2000:
             self.seen = self.seen[::2]

@@ -8,11 +8,8 @@ from jaxmlip.cli import plot
 WARM_UP = 0.2  # of a run that averages leave out
 
 
-def summarize(tables, n_atoms: int, *, kept: bool) -> dict:
-    """Averages over the last four fifths of the tables of all replicas, flat.
-
-    kept: whether the conserved energy should be; else it has no drift (NaN).
-    """
+def summarize(tables, n_atoms: int) -> dict:
+    """Averages over the last four fifths of the tables of all replicas, flat."""
     late = [_late(t) for t in tables]
     mean = lambda name: float(np.mean([t[name].mean() for t in late]))
     spread = lambda name: float(np.sqrt(np.mean([t[name].var() for t in late])))
@@ -21,9 +18,7 @@ def summarize(tables, n_atoms: int, *, kept: bool) -> dict:
         "temperature_mean_K": mean("temperature_K"),
         "temperature_std_K": spread("temperature_K"),
         "energy_potential_mean_eV": mean("energy_potential_eV"),
-        "energy_drift_meV_per_atom_per_ps": (
-            float(np.mean([drift(t, n_atoms) for t in tables])) if kept else float("nan")
-        ),
+        "energy_drift_meV_per_atom_per_ps": float(np.mean([drift(t, n_atoms) for t in tables])),
         "averages_leave_out_ps": WARM_UP * float(tables[0]["time_fs"][-1]) * 1e-3,
     }
     if "pressure_eV_per_A3" in tables[0]:
@@ -48,10 +43,8 @@ def _late(table):
     return {name: values[start:] for name, values in table.items()}
 
 
-def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None, kept: bool) -> None:
-    """Conserved energy (that of the atoms where it is not `kept`), temperature and pressure (or
-    potential energy) against time; PNG.
-    """
+def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -> None:
+    """Conserved energy, temperature and pressure (or potential energy) against time; PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,13 +65,11 @@ def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None, k
         below.plot(time, last, color=plot.INK, lw=0.7)
     if temperature is not None:
         middle.axhline(temperature, color="#888888", lw=0.8, ls="--")
-    if kept:
-        slope = np.mean([drift(t, n_atoms) for t in tables])
-        told = f"drift {slope:+.2g} meV/atom/ps"
-        above.set_title(told, loc="right", fontsize=9, color="#666666")
+    slope = np.mean([drift(t, n_atoms) for t in tables])
+    told = f"drift {slope:+.2g} meV/atom/ps"
+    above.set_title(told, loc="right", fontsize=9, color="#666666")
     above.set_title(title, loc="left", fontsize=11, color=plot.INK)
-    name = "conserved energy" if kept else "kinetic + potential"
-    above.set_ylabel(f"{name}\n(meV/atom, from start)")
+    above.set_ylabel("conserved energy\n(meV/atom, from start)")
     middle.set_ylabel("temperature (K)")
     below.set_ylabel("pressure (GPa)" if pressure else "potential energy\n(eV/atom)")
     below.set_xlabel("time (ps)")
@@ -97,8 +88,7 @@ def rows(found: dict):
         f"{found['temperature_mean_K']:.1f} ± {found['temperature_std_K']:.1f} K",
     )
     yield "potential energy", f"{found['energy_potential_mean_eV']:.5f} eV"
-    if np.isfinite(found["energy_drift_meV_per_atom_per_ps"]):
-        yield "drift", f"{found['energy_drift_meV_per_atom_per_ps']:+.3g} meV/atom/ps"
+    yield "drift", f"{found['energy_drift_meV_per_atom_per_ps']:+.3g} meV/atom/ps"
     if "pressure_mean_GPa" in found:
         yield "pressure", f"{found['pressure_mean_GPa']:.3f} ± {found['pressure_std_GPa']:.3f} GPa"
         yield "volume", f"{found['volume_mean_A3']:.3f} Å³"
