@@ -6,6 +6,7 @@ from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
 from jaxmlip.md.minimizers import Minimizer, fire, lbfgs
 from jaxmlip.md.motion import Motion, at_rest, thermal_motion
 from jaxmlip.md.relax import RelaxInfo, relax
+from jaxmlip.md.ring_polymer import quantum, ring, ring_polymer
 from jaxmlip.md.run import Block, Run, prepare, trajectory
 from jaxmlip.md.simulate import Plan, simulate
 
@@ -27,8 +28,11 @@ __all__ = [
     "nose_hoover",
     "nve",
     "prepare",
+    "quantum",
     "relax",
     "relax_cell",
+    "ring",
+    "ring_polymer",
     "simulate",
     "stochastic_cell",
     "thermal_motion",

@@ -108,8 +108,8 @@ def stochastic_cell(
         after=after,
         needs_stress=True,
         check=check,
-        bath_energy=lambda motion, bodies: (
-            bath.bath_energy(replace(motion, bath=motion.bath["inner"]), bodies)
+        bath_energy=lambda motion, bodies, system: (
+            bath.bath_energy(replace(motion, bath=motion.bath["inner"]), bodies, system)
             + motion.bath["given"]
         ),
     )

@@ -82,7 +82,7 @@ def langevin(*, dt: float, temperature, friction: float = 0.01) -> Integrator:
         before,
         after,
         dt,
-        bath_energy=lambda motion, bodies: -motion.bath,
+        bath_energy=lambda motion, bodies, system: -motion.bath,
         keeps_momentum=False,
         kT=kT,
         check=check_number(temperature=temperature),
@@ -108,7 +108,7 @@ def csvr(*, dt: float, temperature, tau: float = 100.0) -> Integrator:
     return verlet._replace(
         init=lambda motion, bodies: jnp.zeros_like(motion.energy),
         after=after,
-        bath_energy=lambda motion, bodies: -motion.bath,
+        bath_energy=lambda motion, bodies, system: -motion.bath,
         kT=kT,
         check=check_number(temperature=temperature),
     )
@@ -148,7 +148,7 @@ def nose_hoover(*, dt: float, temperature, tau: float = 100.0, length: int = 3) 
     def after(motion, bodies, system):
         return half(verlet.after(motion, bodies, system), bodies, system)
 
-    def bath_energy(motion, bodies):
+    def bath_energy(motion, bodies, system):
         x, v = motion.bath["positions"], motion.bath["velocities"]
         kinetic = 0.5 * (inertia(motion, bodies) * v**2).sum(1)
         return kinetic + kT(motion) * (bodies.dof * x[:, 0] + x[:, 1:].sum(1))

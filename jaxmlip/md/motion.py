@@ -60,7 +60,7 @@ class Integrator(NamedTuple):
     dt: float  # internal units
     needs_stress: bool = False
     keeps_momentum: bool = True  # no random or friction forces on the centre of mass
-    bath_energy: Callable = lambda motion, bodies: 0.0  # eV; with it the total is conserved
+    bath_energy: Callable = lambda motion, bodies, system: 0.0  # eV; the total is conserved
     kT: Callable | None = None  # motion -> eV, of the bath: one number or [n_graphs]
     check: Callable = lambda system, bodies: None  # host; raises where it cannot be used
 
@@ -190,7 +190,7 @@ def kinetic_energy(motion: Motion, bodies: Bodies, system: System):
 def conserved_energy(motion: Motion, integrator: Integrator, bodies: Bodies, system: System):
     """Potential + kinetic energy + that of the bath, [n_graphs] eV."""
     kinetic = kinetic_energy(motion, bodies, system).astype(motion.energy.dtype)
-    return motion.energy + kinetic + integrator.bath_energy(motion, bodies)
+    return motion.energy + kinetic + integrator.bath_energy(motion, bodies, system)
 
 
 def temperature_of(motion: Motion, bodies: Bodies, system: System):

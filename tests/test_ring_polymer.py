@@ -1,0 +1,129 @@
+"""Path integrals: quantum averages of oscillators, free rings, dynamics of the centroid."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from numpy.testing import assert_allclose
+
+from jaxmlip import units
+from jaxmlip.errors import UsageError
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.md.barostats import stochastic_cell
+from jaxmlip.md.integrators import nve
+from jaxmlip.md.motion import at_rest, thermal_motion
+from jaxmlip.md.ring_polymer import normal_modes, quantum, ring, ring_polymer
+from jaxmlip.md.run import prepare, trajectory
+from jaxmlip.potential import Potential
+from jaxmlip.system import sum_energies
+
+MASS, STIFFNESS, KELVIN, BEADS = 1.0, 20.0, 300.0, 8  # amu, eV/Å², K
+OMEGA = np.sqrt(STIFFNESS / MASS)  # 2373 cm⁻¹: hbar w = 11.4 kT
+
+
+def wells(params, system):
+    """Every atom on a spring of its own, about its place on a line."""
+    centers = 10.0 * (jnp.arange(system.n_atoms) % ATOMS)[:, None] * jnp.array([1.0, 0, 0])
+    energies = 0.5 * STIFFNESS * ((system.positions - centers) ** 2).sum(-1)
+    return {"energy": sum_energies(system, jnp.where(system.atom_mask, energies, 0))}
+
+
+ATOMS = 16
+WELLS = Potential(init=None, apply=wells, cutoff=1.0)
+
+
+def hydrogens():
+    places = 10.0 * np.arange(ATOMS)[:, None] * [[1.0, 0, 0]]
+    return from_ase(Atoms(f"H{ATOMS}", positions=places), 1.0, dtype=np.float64)
+
+
+def ready(integrator, n_beads=BEADS, **options):
+    batch = ring(hydrogens(), n_beads)
+    run = prepare(WELLS, {}, batch, integrator, masses=np.full(batch.n_atoms, MASS), **options)
+    return run, thermal_motion(batch, run.bodies, jax.random.key(0), temperature=n_beads * KELVIN)
+
+
+def joined(blocks, name):
+    return np.concatenate([b.records[name] for b in blocks])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_modes_make_the_springs_of_a_ring_diagonal(n):
+    modes, frequencies = normal_modes(n, kT=0.2)
+    springs = 2 * np.eye(n) - np.roll(np.eye(n), 1, 0) - np.roll(np.eye(n), -1, 0)
+    if n == 1:
+        springs[:] = 0
+    squares = (0.2 / units.hbar) ** 2 * modes @ springs @ modes.T
+    assert_allclose(modes @ modes.T, np.eye(n), atol=1e-14)
+    assert_allclose(squares, np.diag(frequencies**2), atol=1e-9 * max(1, squares.max()))
+
+
+@pytest.mark.optimised
+def test_an_oscillator_has_the_energy_of_so_many_beads():
+    # exact for n beads: <V> = (kT/2) sum_k w²/(w² + w_k²) a degree of freedom, and as much kinetic
+    bath = ring_polymer(dt=0.1, temperature=KELVIN, n_beads=BEADS, tau=10.0)
+    run, motion = ready(bath, observe=quantum(BEADS, KELVIN))
+    blocks = list(trajectory(run, motion, steps=20_000, block=20_000, record=20))
+    kT = units.kB * KELVIN
+    _, frequencies = normal_modes(BEADS, BEADS * kT)
+    exact = 1.5 * ATOMS * kT * (OMEGA**2 / (OMEGA**2 + frequencies**2)).sum()
+    classical, quantum_limit = 1.5 * ATOMS * kT, 0.75 * ATOMS * units.hbar * OMEGA
+    assert classical < 0.3 * exact and exact < quantum_limit  # far from both limits
+    for name in ("potential_energy", "kinetic_energy"):
+        x = joined(blocks, name)[100:, 0]
+        means = x.reshape(20, -1).mean(1)
+        assert_allclose(x.mean(), exact, atol=4 * means.std(ddof=1) / np.sqrt(20))
+        assert means.std(ddof=1) / np.sqrt(20) < 0.02 * exact
+    assert_allclose(joined(blocks, "temperature")[100:].mean(), KELVIN, rtol=0.02)
+
+
+def test_the_sum_over_beads_is_conserved_to_second_order():
+    spread = []
+    for dt in (0.2, 0.1):
+        bath = ring_polymer(dt=dt, temperature=KELVIN, n_beads=BEADS)
+        run, motion = ready(bath, observe=quantum(BEADS, KELVIN))
+        blocks = trajectory(run, motion, steps=round(20 / dt), block=1000, record=round(1 / dt))
+        kept = joined(blocks, "conserved_energy")[:, 0]
+        spread.append(np.ptp(kept))
+    assert spread[1] < 0.35 * spread[0]  # noise differs, so not exactly 1/4
+    assert spread[1] < 1e-3 * ATOMS * BEADS * units.kB * KELVIN * BEADS
+
+
+def test_the_centroid_of_oscillators_moves_as_one_oscillator():
+    # ring-polymer dynamics is exact for the centroid in a harmonic potential
+    free = ring_polymer(dt=0.02, temperature=KELVIN, n_beads=BEADS, tau=None, damping=0.0)
+    run, motion = ready(free, observe=lambda m, *_: {"x": m.positions})
+    centroid = lambda x: np.asarray(x).reshape(-1, BEADS, ATOMS, 3).mean(1)
+    v0 = centroid(motion.velocities[None])[0]
+    x = centroid(joined(trajectory(run, motion, steps=500, block=500, record=50), "x"))
+    times = 0.02 * units.fs * 50 * np.arange(1, 11)[:, None, None]
+    expected = v0 / OMEGA * np.sin(OMEGA * times)
+    moved = x - centroid(np.asarray(run.system.positions)[None])
+    assert_allclose(
+        moved, expected, atol=2e-4 * np.abs(expected).max()
+    )  # dt² error of the splitting
+
+
+def test_one_bead_is_newtons_equation():
+    one = ring_polymer(dt=0.5, temperature=KELVIN, n_beads=1, tau=None)
+    run, motion = ready(one, 1)
+    plain = replace(run, integrator=nve(dt=0.5))
+    ends = [list(trajectory(r, motion, steps=50, block=50, record=50))[-1] for r in (run, plain)]
+    assert_allclose(ends[0].motion.positions, ends[1].motion.positions, rtol=0, atol=1e-12)
+
+
+def test_what_rings_cannot_do_is_refused():
+    bath = ring_polymer(dt=0.5, temperature=KELVIN, n_beads=4)
+    batch, masses = ring(hydrogens(), 3), np.full(3 * ATOMS, MASS)
+    with pytest.raises(UsageError, match="not made of 4 equal beads"):
+        prepare(WELLS, {}, batch, bath, masses=masses)
+    with pytest.raises(UsageError, match="held"):
+        ready(bath, 4, fixed=np.arange(4 * ATOMS) == 0)
+    with pytest.raises(UsageError, match="heat bath"):
+        stochastic_cell(bath, pressure=0.0)
+    with pytest.raises(UsageError, match="at least 1"):
+        ring_polymer(dt=0.5, temperature=KELVIN, n_beads=0)
+    assert at_rest(batch, jax.random.key(0)).energy.shape == (3,)
