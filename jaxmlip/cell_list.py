@@ -52,15 +52,28 @@ class Search(NamedTuple):
 # --- sizes, on the host --------------------------------------------------------------------------
 
 
-def plan_list(system: System, cutoff: float, *, room: float = 1.0, shrink: float = 0.0) -> ListPlan:
+def plan_list(
+    system: System,
+    cutoff: float,
+    *,
+    room: float = 1.0,
+    shrink: float = 0.0,
+    also: ListPlan | None = None,
+) -> ListPlan:
     """Sizes for the batch as it is (host).
 
     cutoff: Å, with the skin. room: factor on the counts found, > 1 for what may come. shrink: the
-    part by which heights of cells may fall before `Search.covered` says no.
+    part by which heights of cells may fall before `Search.covered` says no. also: an earlier plan
+    whose cells and extents are to be covered, too.
     """
     system = jax.tree.map(np.asarray, replace(system, edges=None))
     sizes = [_sizes(system, i, cutoff, shrink) for i in range(system.n_graphs)]
     bins, reach = (tuple(s[k] for s in sizes) for k in (0, 1))
+    if also is not None:  # wider bins and as many of them cover what either plan did
+        bins = np.minimum(bins, also.bins)
+        reach = np.maximum(reach, also.reach)
+        reach = np.where(system.pbc, reach, np.minimum(reach, bins - 1))
+        bins, reach = (tuple(map(tuple, x.tolist())) for x in (bins, reach))
     plan = ListPlan(cutoff=float(cutoff), bins=bins, reach=reach)
     most = int(_fullest_bin(plan, system))
     plan = replace(plan, per_bin=whole_words(ceil(most * room)))

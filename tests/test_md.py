@@ -79,6 +79,19 @@ def pairs_of(edges, offset=0):
     return set(zip(*(c[edges.mask].tolist() for c in columns), strict=True))
 
 
+def test_a_plan_that_is_made_anew_covers_what_the_old_one_did():
+    # clusters that breathe against each other: else two plans would take turns for ever
+    long, short = (Atoms("Ar4", positions=np.outer(np.arange(4), [x, 0.1, 0])) for x in (1.6, 1.1))
+    batches = [concatenate([system_of(a) for a in pair]) for pair in ((long, short), (short, long))]
+    first = plan_list(batches[0], 1.5)
+    both = plan_list(batches[1], 1.5, also=first)
+    assert not search(first, batches[1]).covered
+    for batch in batches:
+        found = search(both, batch)
+        assert found.complete(both)
+        assert found.edges.mask.sum() == 6  # three bonds of the short one, both ways
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_the_search_on_the_device_finds_the_pairs_of_vesin(seed):
     # triclinic, left-handed, tiny, open and mixed cells in one batch, with padding

@@ -66,7 +66,7 @@ def test_an_oscillator_has_the_energy_of_so_many_beads():
     # exact for n beads: <V> = (kT/2) sum_k w²/(w² + w_k²) a degree of freedom, and as much kinetic
     bath = ring_polymer(dt=0.1, temperature=KELVIN, n_beads=BEADS, tau=10.0)
     run, motion = ready(bath, observe=quantum(BEADS, KELVIN))
-    blocks = list(trajectory(run, motion, steps=20_000, block=20_000, record=20))
+    blocks = list(trajectory(run, motion, steps=10_000, block=10_000, record=20))
     kT = units.kB * KELVIN
     _, frequencies = normal_modes(BEADS, BEADS * kT)
     exact = 1.5 * ATOMS * kT * (OMEGA**2 / (OMEGA**2 + frequencies**2)).sum()
@@ -76,8 +76,8 @@ def test_an_oscillator_has_the_energy_of_so_many_beads():
         x = joined(blocks, name)[100:, 0]
         means = x.reshape(20, -1).mean(1)
         assert_allclose(x.mean(), exact, atol=4 * means.std(ddof=1) / np.sqrt(20))
-        assert means.std(ddof=1) / np.sqrt(20) < 0.02 * exact
-    assert_allclose(joined(blocks, "temperature")[100:].mean(), KELVIN, rtol=0.02)
+        assert means.std(ddof=1) / np.sqrt(20) < 0.03 * exact
+    assert_allclose(joined(blocks, "temperature")[100:].mean(), KELVIN, rtol=0.03)
 
 
 def test_the_sum_over_beads_is_conserved_to_second_order():

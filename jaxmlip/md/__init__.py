@@ -6,6 +6,7 @@ from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
 from jaxmlip.md.minimizers import Minimizer, fire, lbfgs
 from jaxmlip.md.motion import Motion, at_rest, thermal_motion
 from jaxmlip.md.relax import RelaxInfo, relax
+from jaxmlip.md.replica_exchange import replica_exchange
 from jaxmlip.md.ring_polymer import quantum, ring, ring_polymer
 from jaxmlip.md.run import Block, Run, prepare, trajectory
 from jaxmlip.md.simulate import Plan, simulate
@@ -31,6 +32,7 @@ __all__ = [
     "quantum",
     "relax",
     "relax_cell",
+    "replica_exchange",
     "ring",
     "ring_polymer",
     "simulate",

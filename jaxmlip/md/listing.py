@@ -81,7 +81,7 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
     """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
     plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
-        plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK)
+        plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK, also=plan)
         return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
         size = whole_words(int(np.ceil(int(health.in_bin) * GROWTH)))
