@@ -63,7 +63,7 @@ def training(task, atoms, system, model, params):
     """One step of the library's own trainer on five labelled copies."""
     from jaxmlip.system import concatenate
     from jaxmlip.train.losses import Term, squared
-    from jaxmlip.train.step import adam
+    from jaxmlip.train.optimizers import adam
     from jaxmlip.train.step import training as trainer
 
     copies, energies, forces = labelled_copies(atoms)
