@@ -23,6 +23,7 @@ from jaxmlip.cli import (
     modes,
     raman,
     relax,
+    serve,
     singlepoint,
     spectra,
     train,
@@ -51,7 +52,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(ir, raman, spectra, modes, ts, phonons, elastic, qha, screen, singlepoint, relax, md),
-    *(train, evaluate, doctor, demo),
+    *(serve, train, evaluate, doctor, demo),
 )
 for room in COMMANDS:
     app.command()(getattr(room, room.__name__.rpartition(".")[2]))
