@@ -18,7 +18,7 @@ from jaxmlip.derivatives import dynamical_matrix_supercell
 from jaxmlip.derivatives.first import total_energy
 from jaxmlip.electrostatics import coulomb, ewald, inverse_power, pme
 from jaxmlip.electrostatics.equilibration import equilibration
-from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.errors import ModelError, NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import checkpoint
 from jaxmlip.neighbors import edges_within
@@ -328,6 +328,15 @@ def test_dynamical_matrices_with_ewald_are_those_of_the_supercell():
     assert np.abs(found.imag).max() > 0.1
     # Their sums end at other waves: planned so closely that what is left out is less than this
     assert_allclose(found, expected, rtol=0, atol=1e-8)
+
+
+def test_a_supercell_that_sums_are_not_planned_for_is_an_error():
+    ions = from_ase(bulk("NaCl", "rocksalt", 5.64), 3.0)
+    solver = ewald(ions, 3.0, 1e-3)
+    charges = lambda system: jnp.where(system.numbers == 11, 1.0, -1.0)
+    apply = lambda params, system: {"energy": solver(system, charges(system))}
+    with pytest.raises(NumericalError, match="supercell is not finite"):
+        dynamical_matrix_supercell(apply, (8, 1, 1))({}, ions, [[0.125, 0, 0]])
 
 
 @pytest.mark.slow

@@ -66,10 +66,10 @@ def qha(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
-    opened = session.bound(opened, atoms)
     atoms = crystal_of(
         atoms, "thermal expansions", file, output, primitive=primitive, symprec=symprec
     )
+    opened = session.bound(opened, atoms, *_extremes(atoms, span))
     session.announce("qha", opened, len(atoms))
     how = {"fmax": fmax, "stress": stress, "steps": steps, "method": method}
     how |= {"symmetry": crystals.operations_of(atoms, symprec)}
@@ -93,6 +93,14 @@ def qha(
             **_json(found, result),
         }
     )
+
+
+def _extremes(atoms, span):
+    """The crystal at the smallest and the largest volume."""
+    for factor in span:
+        copy = atoms.copy()
+        copy.set_cell(factor ** (1 / 3) * copy.cell[:], scale_atoms=True)
+        yield copy
 
 
 def _cells(atoms, model, span, count, how):

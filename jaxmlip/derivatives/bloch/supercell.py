@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmlip.derivatives.bloch.matrix import bloch_product, checked
 from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
-from jaxmlip.errors import UsageError
+from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.system import Edges, System, supercell
 
 
@@ -31,6 +31,7 @@ def dynamical_matrix_supercell(apply, repeats, **options):
         copies, n = _copies(repeats), system.n_atoms
         rows = jax.jit(hessian(apply, atoms=np.arange(n), **options))
         rows = rows(params, repeated(system, repeats))
+        _check_finite(rows)
         return _fourier(rows, np.tile(np.arange(n), len(copies)), np.repeat(copies, n, 0), q)
 
     return matrices
@@ -181,6 +182,16 @@ def _fourier(rows, atom, cells, q):
     phases = phases[:, :, None] * jnp.asarray(atom[:, None] == np.arange(n), phases.dtype)
     matrices = jnp.einsum("aimj,qmb->qaibj", rows.astype(phases.dtype), phases)
     return matrices.reshape(len(q), 3 * n, 3 * n)
+
+
+def _check_finite(rows):
+    if isinstance(rows, jax.core.Tracer) or jnp.isfinite(rows).all():
+        return
+    raise NumericalError(
+        "the Hessian of the supercell is not finite",
+        where="dynamical_matrix_supercell",
+        fix="long-range sums are planned for one cell: bind(potential, the supercell) first",
+    )
 
 
 def _check_commensurate(q, repeats):
