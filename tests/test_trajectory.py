@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -29,11 +30,12 @@ from jaxmlip.md.files import (
 )
 from jaxmlip.md.files.h5md import cut_h5md
 from jaxmlip.md.files.journal import journaled, settle
+from jaxmlip.md.guards import _check_responses
 from jaxmlip.md.integrators import csvr, langevin, nve
 from jaxmlip.md.motion import thermal_motion
 from jaxmlip.md.observables import frame, pair_counts, responses, with_msd
 from jaxmlip.md.run import prepare
-from jaxmlip.md.simulate import Plan, _check_responses, last_good, simulate
+from jaxmlip.md.simulate import Plan, last_good, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
 from jaxmlip.restart import saved_states
@@ -432,6 +434,24 @@ def test_a_run_that_blows_up_stops_with_the_last_good_state(tmp_path):
     frames = read(plan.files[1].extxyz, ":")
     assert_array_equal(frames[-1].positions, good["positions"][len(atoms) :])
     assert [f.info["step"] for f in frames] == [0, 20]
+
+
+def test_a_run_stops_where_its_potential_is_unsure(tmp_path):
+    # unsure of what is far from where it began, as an ensemble would be
+    run, motion, atoms = ready()
+    home = run.system.positions
+    away = lambda system: jnp.linalg.norm(system.positions - home, axis=-1)
+    unsure = lambda params, system: (
+        ARGON.apply(params, system) | {"forces_uncertainty": away(system)}
+    )
+    potential = Potential(init=None, apply=unsure, cutoff=ARGON.cutoff)
+    run = replace(run, potential=potential, keep=("forces_uncertainty",), observe=OBSERVE[1:2])
+    plan = planned(tmp_path, atoms, every=(5,), frames=False, summed=(), unsure=0.25)
+    with pytest.raises(NumericalError, match=r"JM308 .*unsure of structure \d at step \d+.*0\.25"):
+        simulate(run, motion, plan)
+    told = read_table(plan.files[0].table)["forces_uncertainty_max_eV_per_A"]
+    assert len(told) and (told <= 0.25).all() and told[0] == 0
+    assert saved_states(plan.restarts)  # goes on from the last sure block
 
 
 @pytest.mark.slow  # atoms that are nowhere fill a bin: compiled again

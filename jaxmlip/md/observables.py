@@ -13,6 +13,8 @@ from jaxmlip.system import edge_vectors, sum_atoms, to_edges
 def standard(motion, bodies, system, integrator) -> dict:
     """Energies (eV), temperature (K), what the run keeps of the prediction (such as dipole) and,
     where there is a stress, pressure and stress with the part of the momenta (eV/Å³).
+
+    Where the run keeps `forces_uncertainty`, uncertainty (eV/Å) is that of the worst atom.
     """
     out = {
         "step": motion.step,
@@ -25,7 +27,17 @@ def standard(motion, bodies, system, integrator) -> dict:
         out["pressure"] = pressure(motion, bodies, system)
         out["total_stress"] = motion.stress + kinetic_stress(motion, bodies, system)
         out["volume"] = jnp.abs(jnp.linalg.det(motion.cell))
-    return out | (motion.extra or {})
+    return out | _kept(motion, system)
+
+
+def _kept(motion, system) -> dict:
+    """What the run keeps, one value a structure."""
+    kept = dict(motion.extra or {})
+    worst = kept.pop("forces_uncertainty", None)
+    if worst is not None:
+        known = jnp.where(system.atom_mask, worst, 0)
+        kept["uncertainty"] = jnp.zeros(system.n_graphs, worst.dtype).at[system.graph].max(known)
+    return kept
 
 
 def with_msd(motion, bodies, system, integrator) -> dict:
@@ -57,7 +69,7 @@ def frame(motion, bodies, system, integrator) -> dict:
     }
     if integrator.needs_stress:
         out["stress"] = motion.stress
-    return out | (motion.extra or {})
+    return out | _kept(motion, system)
 
 
 def responses(apply, *, alpha: bool = True) -> Measured:

@@ -11,24 +11,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip import units
 from jaxmlip.cell_list import ListPlan
 from jaxmlip.errors import Interrupted, JaxmlipError, NumericalError, UsageError
 from jaxmlip.md.files.sets import append, cut_back, lengths, remove
+from jaxmlip.md.guards import TOO_STEEP, check_block, vitals
 from jaxmlip.md.listing import Neighbors
-from jaxmlip.md.motion import Motion, conserved_energy, temperature_of
+from jaxmlip.md.motion import Motion
 from jaxmlip.md.run import Block, Run, started, trajectory
 from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
-
-TOO_STEEP = 1e3  # eV/Å
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +44,7 @@ class Plan:
     hours: float | None = None  # after which it stops, to be resumed
     hottest: float = float("inf")  # K, of one structure
     steepest: float = TOO_STEEP  # eV/Å, of one atom
+    unsure: float = float("inf")  # eV/Å, `forces_uncertainty` of one atom, where the run keeps it
 
 
 class Progress(NamedTuple):
@@ -85,7 +83,8 @@ def simulate(
 
     A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
     raises `Interrupted`. Raises `NumericalError` where energies, forces or recorded responses are
-    not finite, or a structure is too hot or steep: the restart point then is the last good block.
+    not finite, a structure is too hot or steep, or the potential unsure of it: the restart point
+    then is the last good block.
     """
     run, motion, sums = _begun(run, motion, plan, resume, warn)
     begun, pace = time.monotonic(), _Pace(plan)
@@ -167,7 +166,7 @@ def _stable(run, motion, plan, steps, write):
     last = motion
     try:
         for block in blocks:
-            _check_limits(block, plan)
+            check_block(block, plan)
             last = block.motion
             yield block
     except NumericalError as error:
@@ -179,54 +178,6 @@ def _stable(run, motion, plan, steps, write):
             code=error.code,
             fix=error.fix,
         ) from error
-
-
-def _check_limits(block: Block, plan):
-    """Raises `NumericalError` for what cannot be meant."""
-    run, motion = block.run, block.motion
-    _check_responses(block.records)
-    temperature, _, size = _vitals(run, motion)
-    tables = [r["temperature"] for r in block.records if "temperature" in r]
-    hottest = float(np.max([t.max(initial=0) for t in (temperature, *tables)]))
-    if hottest < np.inf and hottest <= plan.hottest and size.max() <= plan.steepest:
-        return
-    worst = np.argsort(-size)[:5]
-    told = ", ".join(f"{int(run.bodies.index[i])} ({size[i]:.3g})" for i in worst)
-    step = int(motion.step)
-    raise NumericalError(
-        f"the run blows up before step {step} ({step * run.integrator.dt / units.fs:.1f} fs): "
-        f"{hottest:.0f} K (limit {plan.hottest:.0f}), {size.max():.3g} eV/Å (limit "
-        f"{plan.steepest:g}); atoms with the largest forces, eV/Å: {told}",
-        code="JM305",
-        fix="a shorter time step, a relaxed start, a potential trained for such temperatures",
-    )
-
-
-def _check_responses(records):
-    for name in ("dipole", "current", "polarizability"):
-        for found in (r for r in records if name in r and not np.isfinite(r[name]).all()):
-            bad = ~np.isfinite(found[name]).reshape(len(found["step"]), -1).all(1)
-            raise NumericalError(
-                f"the {name} is not finite at step {int(found['step'][bad.argmax()])}",
-                code="JM110",
-                fix="a potential whose dipole is a sum over atoms or bonds; or do not record it",
-            )
-
-
-def _vitals(run, motion):
-    """Temperatures (K) and conserved energies (eV) [n_graphs], sizes of forces (eV/Å) [n_atoms]."""
-    found = _measured(replace(motion, list=()), run.bodies, run.system, run.integrator)
-    return jax.device_get(found)
-
-
-@partial(jax.jit, static_argnames="integrator")
-def _measured(motion, bodies, system, integrator):
-    forces = jnp.where(bodies.free[:, None], motion.forces, 0)
-    return (
-        temperature_of(motion, bodies, system),
-        conserved_energy(motion, integrator, bodies, system),
-        jnp.linalg.norm(forces, axis=-1),
-    )
 
 
 def _added(sums, records, plan):
@@ -266,7 +217,7 @@ class _Pace:
         self.last = now, step
         motion, dt = block.motion, run.integrator.dt / units.fs
         per_step = self.seconds / self.steps if self.steps else float("nan")
-        temperature, energy, _ = _vitals(run, motion)
+        temperature, energy, _ = vitals(run, motion)
         return Progress(
             step=step,
             steps=self.plan.steps,

@@ -25,7 +25,8 @@ def prepared(atoms, opened, o, output, settings, source):
     """(run, motion, plan of the run)."""
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.md import prepare
-    from jaxmlip.md.simulate import TOO_STEEP, Plan
+    from jaxmlip.md.guards import TOO_STEEP
+    from jaxmlip.md.simulate import Plan
 
     n, fixed = o["replicas"], selection.held(atoms, source)
     system = start.copies_of(from_ase(atoms, None, dtype=opened.dtype), n)

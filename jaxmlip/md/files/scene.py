@@ -17,6 +17,7 @@ OBSERVABLES = {  # {name in a record: (name in files, unit of H5MD, suffix in ta
     "total_stress": ("stress", "eV Angstrom-3", "eV_per_A3"),
     "volume": ("volume", "Angstrom+3", "A3"),
     "msd": ("msd", "Angstrom+2", "A2"),
+    "uncertainty": ("forces_uncertainty_max", "eV Angstrom-1", "eV_per_A"),
     "dipole": ("dipole", "e Angstrom", "eA"),
     "current": ("current", "e Angstrom fs-1", "eA_per_fs"),
     "polarizability": ("polarizability", "e+2 Angstrom+2 eV-1", "e2A2_per_eV"),
