@@ -20,6 +20,8 @@ A potential is a pair of pure functions and a cutoff: `params = init(key, system
 | polarizability | [n_graphs, 3, 3] | e² Å²/eV | -d²E/dfield² |
 | born_charges | [n_atoms, 3, 3] | e | [atom, cartesian of the atom, cartesian of the field] |
 | hessian | [n_atoms, 3, n_atoms, 3] | eV/Å² | d²E/drdr |
+| energy_uncertainty | [n_graphs] | eV | standard deviation; of an ensemble or a last layer |
+| forces_uncertainty | [n_atoms] | eV/Å | of one component of the force; of an ensemble |
 """
 
 from collections.abc import Callable
@@ -43,8 +45,18 @@ PER_ATOM = {
     "hardnesses": (),
     "dispersion_coefficients": (),
     "born_charges": (3, 3),
+    "forces_uncertainty": (),
 }
-PER_STRUCTURE = {"energy": (), "stress": (3, 3), "dipole": (3,), "polarizability": (3, 3)}
+PER_STRUCTURE = {
+    "energy": (),
+    "stress": (3, 3),
+    "dipole": (3,),
+    "polarizability": (3, 3),
+    "energy_uncertainty": (),
+}
+# how much a frame and its labels count in a loss; NaN: 1
+WEIGHTED = ("energy", "forces", "stress", "dipole", "polarizability", "charges", "born_charges")
+PER_STRUCTURE |= {"weight": (), **{f"weight:{name}": () for name in (*WEIGHTED, "hessian")}}
 
 
 class Potential(NamedTuple):

@@ -2,14 +2,18 @@
 
 A checkpoint is whole or not there, checked, and the one before it is kept: one safetensors file
 with the leaves of the state in tree order, and in its header the position of the run as JSON with a
-SHA-256 over both. Resuming from it is exact, bit for bit.
+SHA-256 over both. Resuming from it is exact, bit for bit. One run at a time owns a folder.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
+import socket
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,34 +23,83 @@ import numpy as np
 from jaxmlip.errors import ResourceError
 
 KEEP = 2
+FORMAT = 1  # of a state file; a file without one is of format 1
+LOCK = "running.lock"
 
 
 def save_state(folder, state, position: dict, *, step: int) -> Path:
-    """Writes `state-<step>.safetensors`, then removes all but the newest two."""
+    """Writes `state-<step>.safetensors`, then removes all but the newest two.
+
+    Older ones go only once a newer one has been read back whole. Where there is no space, all but
+    the newest whole one go and it is tried once more; then `ResourceError`, and what was there
+    before is untouched.
+    """
     from safetensors.numpy import save
 
     folder = Path(folder)
     arrays = _leaves(state)
     text = json.dumps(position, sort_keys=True)
-    header = {"position": text, "sha256": _digest(arrays, text)}
+    header = {
+        "position": text,
+        "sha256": _digest(arrays, text),
+        "format": str(FORMAT),
+        "written_by": _version(),
+    }
     path = folder / f"state-{step:010d}.safetensors"
+    data = save(arrays, metadata=header)
+    try:
+        _write(path, data)
+    except OSError:
+        _prune(folder, keep=1)
+        try:
+            _write(path, data)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write the checkpoint: {error.strerror}; it needs "
+                f"{len(data) / 1e6:.1f} MB, {shutil.disk_usage(folder).free / 1e6:.1f} MB are free",
+                where=str(path),
+                fix="free some space, or look for a quota; the previous checkpoint is untouched",
+            ) from error
+    _prune(folder, keep=KEEP)
+    return path
+
+
+def _write(path, data):
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as f:
-            f.write(save(arrays, metadata=header))
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except OSError:
         partial.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write the checkpoint: {error.strerror}",
-            where=str(path),
-            fix="free some space; the previous checkpoint is untouched",
-        ) from error
-    for old in saved_states(folder)[KEEP:]:
-        old.unlink(missing_ok=True)
-    return path
+        raise
+
+
+def _prune(folder, *, keep: int):
+    """Removes what is older than the newest `keep`, if one of these is whole; oldest first."""
+    states = saved_states(folder)
+    if len(states) > keep and any(map(_is_whole, states[:keep])):
+        for old in reversed(states[keep:]):
+            old.unlink(missing_ok=True)
+
+
+def _is_whole(path) -> bool:
+    try:
+        read_state(path)
+    except ResourceError:
+        return False
+    return True
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jaxmlip")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def saved_states(folder) -> list[Path]:
@@ -58,12 +111,15 @@ def newest_state(folder, *, warn=lambda error: None):
     """(arrays, position) of the newest whole checkpoint, or None if there is none at all.
 
     Each damaged one is given to `warn` as a ResourceError; if all are damaged, the last is raised.
+    One of a newer version is raised at once: it would be lost by going on from an older one.
     """
     error = None
     for path in saved_states(folder):
         try:
             return read_state(path)
         except ResourceError as damaged:
+            if damaged.code == "JM406":
+                raise
             warn(damaged)
             error = damaged
     if error is not None:
@@ -81,6 +137,14 @@ def read_state(path) -> tuple[dict, dict]:
             arrays = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
+    if header.get("format", "1") != str(FORMAT):
+        raise ResourceError(
+            f"the checkpoint was written by jaxmlip {header.get('written_by', '?')} in format "
+            f"{header['format']}; this is jaxmlip {_version()} with format {FORMAT}",
+            where=str(path),
+            code="JM406",
+            fix="update jaxmlip, or start afresh in another folder",
+        )
     text = header.get("position", "")
     if not text or header.get("sha256") != _digest(arrays, text):
         raise _damaged(path, "it does not match its SHA-256")
@@ -139,6 +203,49 @@ def _damaged(path, why):
         code="JM402",
         fix="delete it; an older whole one is used where there is one",
     )
+
+
+# --- one run a folder ---------------------------------------------------------------------------
+
+
+@contextmanager
+def only_run(folder, *, force: bool = False, warn=lambda message: None):
+    """The folder is this process's own until the end of the context.
+
+    The lock is one of the operating system on the file `running.lock`, so it ends with the
+    process, however that ends; the file says whose it is. What a killed process left is told to
+    `warn` and taken over. Raises `ResourceError` where another run holds the lock, unless `force`.
+    """
+    import fcntl
+
+    path = Path(folder) / LOCK
+    with open(path, "a+") as file:
+        file.seek(0)
+        owner = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if owner:
+                warn(f"the last run in {folder} did not end by itself ({owner})")
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                warn(f"{folder} knows no locks: nothing keeps a second run out of it")
+            elif not force:
+                raise ResourceError(
+                    f"another run works in this folder: {owner or 'unknown owner'}",
+                    where=str(folder),
+                    code="JM407",
+                    fix="wait for it, use another output, or take the folder with force",
+                ) from error
+            else:
+                warn(f"{folder} is taken from another run ({owner})")
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 # --- signals -----------------------------------------------------------------------------------

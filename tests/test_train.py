@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -16,15 +17,17 @@ from ase.io import write
 
 from jaxmlip import models
 from jaxmlip.data.batching import batch, batches, make_buckets
+from jaxmlip.data.splits import load_split
 from jaxmlip.errors import Interrupted, NumericalError, ResourceError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
-from jaxmlip.restart import newest_state, read_state, saved_states
+from jaxmlip.restart import newest_state, only_run, read_state, saved_states
 from jaxmlip.system import cast, edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
 from jaxmlip.train.accuracy import evaluate, evaluate_model
 from jaxmlip.train.config import read_config
+from jaxmlip.train.cross_validation import cross_validate
 from jaxmlip.train.loop import train
 from jaxmlip.train.losses import (
     Term,
@@ -36,9 +39,11 @@ from jaxmlip.train.losses import (
     squared,
     summary,
 )
+from jaxmlip.train.optimizers import adam
 from jaxmlip.train.prediction import along, labelled_prediction, random_directions
+from jaxmlip.train.schedules import learning_rate
 from jaxmlip.train.setup import check_dipoles
-from jaxmlip.train.step import adam, averaged, learning_rate, training
+from jaxmlip.train.step import averaged, training
 
 
 class Toy(nn.Module):
@@ -111,7 +116,7 @@ def frames_of(tmp_path, atoms):
 
 CONFIG = """
 model: {architecture: Toy, fields: {cutoff: 3.0}}
-data: {train: train.extxyz, valid: valid.extxyz}
+data: {train: train.extxyz, valid: valid.extxyz, checks: false}  # softer than chemistry
 loss: {energy: 1.0, forces: 1.0, dipole: 1.0}
 optimizer:
   learning_rate: 0.01
@@ -327,11 +332,14 @@ def test_one_frame_is_learnt_by_heart(tmp_path):
     terms = {k: TERMS[k] for k in ("energy", "forces")}
     init, step = make_step(Toy(elements=(1, 8)), terms=terms)
     state = init(jax.random.key(0), system)
+    begun = jax.tree.map(np.array, state.params)
     first = None
     for _ in range(400):
         state, metrics = step(state, system, labels, np.float32(0.01))
         first = first if first is not None else float(metrics["loss"])
     assert float(metrics["loss"]) < 1e-4 * first
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), begun, state.params)
+    assert all(jax.tree.leaves(moved))  # gradients reach every parameter
 
 
 def test_one_compilation_a_bucket(tmp_path):
@@ -453,7 +461,7 @@ def test_resuming_with_another_configuration_is_refused_with_the_difference(run,
 
 
 def test_a_run_that_only_diverges_ends_with_its_step(run):
-    def explode(state, system, labels, rate):
+    def explode(state, system, labels, rate, weights):
         metrics = {"loss": np.nan, "gradient": np.nan, "bad": 10, "sums": {}}
         return state, metrics
 
@@ -461,8 +469,8 @@ def test_a_run_that_only_diverges_ends_with_its_step(run):
 
     with pytest.MonkeyPatch.context() as patch:
         prepare = loop.prepare
-        patch.setattr(loop, "prepare", lambda c: loop.replace(prepare(c), step=explode))
-        with pytest.raises(NumericalError, match="step 1"):
+        patch.setattr(loop, "prepare", lambda c, **o: loop.replace(prepare(c, **o), step=explode))
+        with pytest.raises(NumericalError, match=r"step 1.*frames \d+, \d+"):
             train(run, progress=Events())
 
 
@@ -478,6 +486,113 @@ def test_hours_end_a_run_before_its_epochs(run):
     events = Events()
     train(run, overrides={"hours": 1e-6, "epochs": 1000}, progress=events)
     assert sum(e["event"] == "epoch" for e in events) == 1
+
+
+EVERYTHING = {
+    "loss.hessian": 0.01,
+    "loss.function": {"hessian": "absolute", "dipole": "huber"},
+    "curvature.hessians": "train.npz",
+    "curvature.every": 2,
+    "optimizer.method": "schedule_free",
+    "optimizer.schedule": "plateau",
+    "optimizer.plateau": 0,
+    "second_stage.start": 0.5,
+    "second_stage.energy": 100.0,
+    "second_stage.stress": 0.0,
+    "metric": "forces_mae_meV_per_A",
+}
+
+
+def test_curvature_stages_and_plateaus_resume_bitwise_too(run, tmp_path):
+    """Directions are drawn from the number of the step; every decision of validation is kept."""
+    rng, hessians = np.random.default_rng(0), {}
+    for i, atoms in enumerate(molecules(20)[::2]):
+        h = rng.normal(size=(3 * len(atoms), 3 * len(atoms)))
+        hessians[f"h{2 * i}"] = h + h.T
+    np.savez(tmp_path / "train.npz", **hessians)
+    whole = Events()
+    train(run, overrides=EVERYTHING | {"output": "whole"}, progress=whole)
+    epochs = [e for e in whole if e["event"] == "epoch"]
+    assert [e["stage"] for e in epochs] == [1, 1, 2, 2]
+    assert epochs[-1]["learning_rate"] == 0.001
+    assert all(np.isfinite(e["train"]["hessian_mae_eV_per_A2"]) for e in epochs)
+    assert (tmp_path / "whole" / "first_stage.safetensors").is_file()
+    steps = sum(e["event"] == "step" for e in whole)
+    with pytest.raises(Interrupted):
+        train(run, overrides=EVERYTHING, progress=Events(stop_at=steps // 2 + 2))
+    train(run, overrides=EVERYTHING, progress=Events())
+    (a, first), (b, second) = (
+        read_state(saved_states(tmp_path / name)[0]) for name in ("whole", "out")
+    )
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    drop = lambda record: {k: v for k, v in record["position"].items() if k != "seconds"}
+    assert drop(first) == drop(second)
+
+
+def test_a_run_that_gets_no_better_is_stopped_early(run, monkeypatch):
+    from jaxmlip.train import loop
+
+    monkeypatch.setattr(loop, "mean_loss", lambda *a: 1.0)
+    events = Events()
+    train(run, overrides={"patience": 2, "epochs": 50}, progress=events)
+    assert sum(e["event"] == "epoch" for e in events) == 3
+    assert events[-1]["event"] == "done"
+
+
+def test_a_loss_that_is_not_finite_names_its_frames(run, monkeypatch):
+    from jaxmlip.train import loop
+
+    def spoilt(config, **options):
+        prepared = prepare(config, **options)
+        prepared.train[7][1]["energy"][:] = np.inf
+        return prepared
+
+    prepare = loop.prepare
+    monkeypatch.setattr(loop, "prepare", spoilt)
+    events = Events()
+    train(run, overrides={"epochs": 1}, progress=events)
+    told = [e["message"] for e in events if "skipped" in e.get("message", "")]
+    assert len(told) == 1 and "7" in re.findall(r"\d+", told[0].split("; frames")[1])
+    monkeypatch.setattr(loop, "BAD_STEPS", 1)
+    with pytest.raises(NumericalError, match="frames 7 of those trained on"):
+        train(run, overrides={"epochs": 1}, resume=False, progress=Events())
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run_but_its_end(run, monkeypatch):
+    from jaxmlip.train import saving
+
+    def full(*args, **options):
+        raise ResourceError("cannot write the checkpoint: no space")
+
+    monkeypatch.setattr(saving, "save_state", full)
+    events = Events()
+    with pytest.raises(ResourceError, match="no space"):
+        train(run, overrides={"epochs": 2}, progress=events)
+    assert sum("the run goes on" in e.get("message", "") for e in events) == 1
+    assert sum(e["event"] == "epoch" for e in events) == 2
+
+
+def test_a_folder_that_another_run_holds_is_refused_before_anything_is_read(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "train.extxyz").write_text("not a frame")
+    with only_run(tmp_path / "out"), pytest.raises(ResourceError, match="another run"):
+        train(run, progress=Events())
+
+
+@pytest.mark.slow
+def test_cross_validation_shows_every_frame_once_to_the_others(run, tmp_path):
+    report = cross_validate(run, 3, seeds=(0, 1), overrides={"epochs": 1}, progress=Events())
+    splits = [load_split(tmp_path / f"out/fold-{f}/seed-0/split.json") for f in range(3)]
+    assert sorted(i for part in splits for i in part["valid"]) == list(range(20))
+    assert all(not {*part["valid"]} & {*part["train"]} for part in splits)
+    assert len(report["runs"]) == 6 and {(r["fold"], r["seed"]) for r in report["runs"]}
+    errors = [r["forces_mae_meV_per_A"] for r in report["runs"]]
+    assert report["mean"]["forces_mae_meV_per_A"] == pytest.approx(np.mean(errors))
+    assert len(set(errors)) == 6
+    again = Events()
+    cross_validate(run, 3, seeds=(0, 1), overrides={"epochs": 1}, progress=again)
+    assert not any(e["event"] == "step" for e in again)
 
 
 # --- configuration -------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import (
+    check_data,
+    check_model,
     demo,
     doctor,
     evaluate,
@@ -52,7 +54,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(ir, raman, spectra, modes, ts, phonons, elastic, qha, screen, singlepoint, relax, md),
-    *(serve, train, evaluate, doctor, demo),
+    *(serve, check_data, train, evaluate, check_model, doctor, demo),
 )
 for room in COMMANDS:
     app.command()(getattr(room, room.__name__.rpartition(".")[2]))

@@ -111,6 +111,10 @@ def md(
     allow_unstable: Annotated[
         bool, stop("Go on, however hot it becomes.", "--allow-unstable")
     ] = False,
+    max_uncertainty: Annotated[
+        float | None,
+        stop("Stop where an ensemble is less sure of forces, eV/Å.", min=0, show_default=False),
+    ] = None,
 ):
     """Molecular dynamics; writes NAME_md.xyz (or .h5), NAME_md_stats.csv, NAME_md_final.xyz.
 

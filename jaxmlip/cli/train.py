@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +9,18 @@ import typer
 
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype
-from jaxmlip.cli.output import Output, note, table
+from jaxmlip.cli.output import Output, note
+from jaxmlip.cli.watch import watching
 from jaxmlip.errors import Interrupted, UsageError
-
-EVERY = 30.0  # s between lines where there is no terminal
 
 
 def train(
     config: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="CONFIG", show_default=False, help="YAML; paths in it are relative to it."
+            metavar="[CONFIG]", show_default=False, help="YAML; paths in it are relative to it."
         ),
-    ],
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,9 +34,31 @@ def train(
         bool,
         typer.Option("--fresh", help="Start anew: checkpoints in the output folder are deleted."),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Use the output folder although another run holds it."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Output folder instead of the file's."),
+    ] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Repeat the run in this folder, from its own configuration and the same data, "
+            "in DIR_repeated or --out.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Learning curves and parity pictures in the output folder.")
+    ] = True,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also for TensorBoard, in the output folder.")
+    ] = False,
+    wandb: Annotated[
+        str | None,
+        typer.Option(metavar="PROJECT", help="Also for Weights & Biases."),
     ] = None,
     json: options.Json = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Instead of the file's.")] = None,
@@ -47,16 +67,29 @@ def train(
 
     Ctrl-C or SIGTERM saves and leaves with exit status 75.
     """
+    from dataclasses import asdict
+
+    from jaxmlip import pretrained
     from jaxmlip.cli import session
     from jaxmlip.train.config import read_config
-
-    overrides = _overrides(set_ or (), out, dtype)
-    session.start(x64=read_config(config, overrides=overrides).dtype == "float64")
     from jaxmlip.train.loop import train as run
 
+    config, out = _source(config, from_run, out)
+    overrides = _overrides(set_ or (), out, dtype)
+    settings = read_config(config, overrides=overrides)
+    session.start(x64=settings.dtype == "float64")
+    watch = watching(settings.output, tensorboard=tensorboard, wandb=wandb, config=asdict(settings))
     try:
-        with _watch() as report:
-            path = run(config, overrides=overrides, resume=not fresh, progress=report)
+        with watch as report:
+            path = run(
+                config,
+                overrides=overrides,
+                resume=not fresh,
+                force=force,
+                progress=report,
+                load=pretrained.load,
+                find=pretrained.path_of,
+            )
     except Interrupted as error:
         command = shlex.join(["jaxmlip", *(a for a in sys.argv[1:] if a != "--fresh")])
         raise Interrupted(error.what, where=error.where, fix=f"resume with: {command}") from None
@@ -70,7 +103,39 @@ def train(
             fix="undo the change, --out another folder, or --fresh to start anew",
         ) from None
     card = _summary(path)
+    if pictures:
+        card["pictures"] = _pictures(settings)
     Output(json=json).finish({"command": "train", **session.versions(), **card})
+
+
+def _source(config, from_run, out) -> tuple[Path, Path | None]:
+    """The configuration to use and the output folder that was asked for."""
+    if (config is None) == (from_run is None):
+        raise UsageError(
+            "a configuration or --from-run, one of them",
+            where="jaxmlip train",
+            fix="jaxmlip train CONFIG, or jaxmlip train --from-run DIR",
+        )
+    if from_run is None:
+        return config, out
+    from jaxmlip.train.record import config_to_repeat
+    from jaxmlip.train.setup import file_hash
+
+    path, changed = config_to_repeat(from_run, hash_of=file_hash)
+    for change in changed:
+        note(f"warning: not as it was: {change}")
+    folder = from_run.resolve()
+    return path, out or folder.with_name(f"{folder.name}_repeated")
+
+
+def _pictures(settings) -> list[str]:
+    """Paths of the pictures of a finished run."""
+    from jaxmlip.cli import learning
+
+    folder = Path(settings.output)
+    learning.curves(folder / "learning_curve.png", folder / "metrics.jsonl")
+    learning.parity(folder / "parity.png", settings)
+    return [str(folder / name) for name in ("learning_curve.png", "parity.png")]
 
 
 def _overrides(pairs, out, dtype) -> dict:
@@ -104,112 +169,3 @@ def _summary(path) -> dict:
         "epoch": card["epoch"],
         **{f"valid_{k}": v for k, v in card["accuracy"].items()},
     }
-
-
-# --- what a person sees --------------------------------------------------------------------------
-
-
-def _watch():
-    return _LiveTable() if sys.stderr.isatty() else _Lines()
-
-
-class _Lines:
-    """One line an epoch, and one every half minute within it."""
-
-    def __enter__(self):
-        self.last = time.monotonic()
-        return self.report
-
-    def __exit__(self, *error):
-        pass
-
-    def report(self, event):
-        from jaxmlip.train.loop import to_stderr
-
-        if event["event"] != "step":
-            to_stderr(event)
-        elif time.monotonic() - self.last > EVERY:
-            self.last = time.monotonic()
-            note(_step_line(event))
-
-
-class _LiveTable:
-    """The last epochs as a table, and under it the step that is being done."""
-
-    def __enter__(self):
-        from rich.console import Console
-        from rich.live import Live
-
-        self.epochs, self.line, self.begun = [], "", None
-        self.live = Live(console=Console(stderr=True), refresh_per_second=4)
-        self.live.__enter__()
-        return self.report
-
-    def __exit__(self, *error):
-        self.live.update(self._shown())
-        self.live.__exit__(*error)
-
-    def report(self, event):
-        kind = event["event"]
-        if kind in ("start", "warning", "done"):
-            self.live.console.print(_say(event), markup=False, highlight=False)
-        elif kind == "epoch":
-            self.epochs.append(event)
-        else:
-            self.begun = self.begun or (time.monotonic(), event["step"])
-            self.line = _step_line(event, self._left(event))
-        self.live.update(self._shown())
-
-    def _left(self, event):
-        """Minutes to go by the pace of this session; None until there is a pace."""
-        begun, first = self.begun
-        done = event["step"] - first
-        if done < 3:
-            return None
-        return (time.monotonic() - begun) / done * (event["steps"] - event["step"]) / 60
-
-    def _shown(self):
-        from rich.console import Group
-        from rich.text import Text
-
-        return Group(_epoch_table(self.epochs[-12:]), Text(self.line))
-
-
-def _say(event):
-    if event["event"] == "warning":
-        return f"warning: {event['message']}"
-    if event["event"] == "done":
-        return f"done: {event['model']}"
-    return (
-        f"{event['n_train']} training and {event['n_valid']} validation structures, "
-        f"{event['n_parameters']} parameters, {event['steps']} steps; the first step compiles"
-    )
-
-
-def _step_line(event, minutes=None):
-    left = "" if minutes is None else f", at most {minutes:.0f} min to go"
-    return (
-        f"epoch {event['epoch']}  step {event['step']}/{event['steps']}  loss "
-        f"{event['loss']:.4g}  lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s{left}"
-    )
-
-
-def _epoch_table(epochs):
-    names = [k for k in (epochs[-1]["valid"] if epochs else {}) if "_mae_" in k]
-    columns = {"epoch": "right", "train loss": "right", "valid loss": "right"}
-    columns |= {k.replace("_mae_", " ").replace("_per_", "/"): "right" for k in names}
-    rows = [
-        (
-            str(e["epoch"]),
-            _number(e["train_loss"]),
-            _number(e["valid_loss"]) + ("*" if e["best"] else " "),
-            *(_number(e["valid"].get(k)) for k in names),
-            f"{e['seconds']:.0f}",
-        )
-        for e in epochs
-    ]
-    return table(columns | {"s": "right"}, rows)
-
-
-def _number(x):
-    return "-" if x is None else f"{x:.4g}"

@@ -51,6 +51,36 @@ def make_buckets(frames, *, n_buckets: int = 2, max_atoms: int = 192) -> tuple[B
     return tuple(out)
 
 
+def choose_buckets(
+    frames, *, target: float = 0.2, most: int = 6, max_atoms: int = 192
+) -> tuple[Bucket, ...]:
+    """As few buckets as keep `padding` at or below `target`, at most `most`; else the best found.
+
+    Each bucket is one more shape to compile.
+    """
+    best, least = None, 2.0
+    for n in range(1, most + 1):
+        buckets = make_buckets(frames, n_buckets=n, max_atoms=max_atoms)
+        share = padding(frames, buckets)
+        if share < least - 0.005:
+            best, least = buckets, share
+        if least <= target or len(buckets) < n:
+            break
+    return best
+
+
+def padding(frames, buckets) -> float:
+    """Share of the edge slots of an epoch that buckets and packing add to what frames need, 0 to 1.
+
+    A frame needs its number of atoms times the most neighbours one of them has.
+    """
+    atoms = [s.n_atoms for s, _ in frames]
+    batches = plan(buckets, atoms, seed=0)
+    slots = sum(buckets[b].n_atoms * buckets[b].n_neighbors for b, _ in batches)
+    needed = sum(n * max(_width(s), 1) for n, (s, _) in zip(atoms, frames, strict=True))
+    return 1 - needed / max(slots, 1)
+
+
 def _width(system):
     return int(np.asarray(system.edges.mask).sum(axis=1).max(initial=0))
 
@@ -169,7 +199,7 @@ def _no_labels(bucket, like, dtype):
     shape = lambda name: (
         (bucket.n_atoms, *PER_ATOM[name])
         if name in PER_ATOM
-        else (bucket.n_graphs, *PER_STRUCTURE[name])
+        else (bucket.n_graphs, *PER_STRUCTURE.get(name, ()))  # weights, heads, properties: a number
     )
     return {name: np.full(shape(name), np.nan, dtype) for name in like}
 

@@ -11,7 +11,7 @@ from jaxmlip.errors import DataError, ModelError
 
 CLOSEST = 0.3  # Å; two atoms nearer than this are a mistake in the file, not chemistry
 FLATTEST = 0.1  # Å; lattice planes nearer than this are a flat cell
-FARTHEST = 1e7  # Å; a mistake, whatever the precision
+FARTHEST = 1e4  # Å; a mistake, and from 3e4 on the neighbour search (vesin) ends the process
 
 
 def check_structure(atoms, *, where: str = "") -> None:
@@ -90,6 +90,14 @@ def _check_cell(atoms, where):
     cell, pbc = np.asarray(atoms.cell), np.asarray(atoms.pbc)
     if not np.isfinite(cell).all():
         raise DataError(f"the cell is not finite: {cell.tolist()}", where=where, code="JM210")
+    longest = np.abs(cell).max()
+    if longest > FARTHEST:
+        raise DataError(
+            f"a cell vector is {longest:.1e} Å long, expected less than {FARTHEST:.0e} Å",
+            where=where,
+            code="JM210",
+            fix="is the cell in Å?",
+        )
     for axis in np.flatnonzero(pbc):
         if np.linalg.norm(cell[axis]) < 1e-6:
             raise DataError(

@@ -30,6 +30,8 @@ PLAIN = "species:S:1:pos:R:3"
 FLAGS = {"T", "F", "True", "False"}
 PROPERTIES = re.compile(r'(?:^|\s)(properties)\s*=\s*"?([^\s"]+)', re.IGNORECASE)
 LATTICE = re.compile(r"(?:^|\s)(lattice)\s*=", re.IGNORECASE)
+QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'|\{[^}]*\}|\[[^\]]*\]")
+KEY = re.compile(r"(?:^|\s)([^\s=]+)\s*=")
 OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, UnicodeError, OSError)
 
@@ -206,6 +208,7 @@ def _short(text):
 
 def _columns_of(comment, where):
     """(names, kinds, are more columns allowed) of the columns that the comment line declares."""
+    _check_repeated(comment, where)
     lattice, properties = LATTICE.search(comment), PROPERTIES.search(comment)
     for match, name in ((lattice, "Lattice"), (properties, "Properties")):
         if match and match[1] != name:  # ASE would take the frame for a plain molecule
@@ -220,6 +223,19 @@ def _columns_of(comment, where):
             fix=f"for example Properties={PLAIN}:forces:R:3",
         ) from None
     return names, kinds, properties is None
+
+
+def _check_repeated(comment, where):
+    """ASE keeps the last of two values of one key."""
+    keys = KEY.findall(QUOTED.sub("", comment)) if len(comment) < LONGEST_LINE // 100 else []
+    if len(keys) != len(set(keys)):
+        twice = next(k for i, k in enumerate(keys) if k in keys[:i])
+        raise DataError(
+            f"'{twice}' stands twice in the comment line",
+            where=where,
+            code="JM205",
+            fix="leave one of them",
+        )
 
 
 @lru_cache

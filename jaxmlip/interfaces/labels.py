@@ -3,20 +3,29 @@
 Labels carry the keys, units and shapes of a prediction (one structure is a batch of one). What a
 file does not say is NaN, never zero; what it says wrongly is refused with its frame and value.
 
-Units are converted here, where the file's own are named: see `UNITS`. `field_first` is the other
-layout of Born charges, [n_atoms, cartesian of the field, cartesian of the atom].
+Which key is read: the one that is named (`keys`), else REF_<label>, and no other: a plain `energy`
+is not taken for the reference unless it is named. Where both are there and differ, the file has to
+be asked which is meant. A stress can stand there as a virial (REF_virial): stress = -virial / V.
+
+Units are converted here, where the file's own are named: see `UNITS`; a minus before the unit flips
+the sign. `field_first` is the other layout of Born charges, [n_atoms, cartesian of the field,
+cartesian of the atom].
 """
 
+import logging
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+from ase.data import atomic_numbers
 
 from jaxmlip import units as u
 from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.extxyz import read_frames
+from jaxmlip.interfaces.datasets import iter_atoms
+from jaxmlip.interfaces.read import check_occupancy
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
+from jaxmlip.system import System
 
 KEYS = {
     name: f"REF_{name}"
@@ -25,15 +34,22 @@ KEYS = {
         *("dipole", "polarizability", "charges", "born_charges"),
     )
 }
+KEYS |= {"weight": "config_weight"}  # of the frame, and of one label of it
+KEYS |= {k: f"config_{k[7:]}_weight" for k in PER_STRUCTURE if k.startswith("weight:")}
+VIRIALS = ("REF_virial", "REF_virials")
 UNITS = {  # label: {unit in the file: factor to ours}
-    "energy": {"eV": 1.0, "Ha": u.hartree, "kcal/mol": u.kcal_mol, "kJ/mol": u.kJ_mol},
-    "forces": {
-        "eV/A": 1.0,
-        "Ha/bohr": u.hartree / u.bohr,
-        "kcal/mol/A": u.kcal_mol,
-        "kJ/mol/A": u.kJ_mol,
+    "energy": {
+        **{"eV": 1.0, "Ha": u.hartree, "Ry": u.hartree / 2},
+        **{"kcal/mol": u.kcal_mol, "kJ/mol": u.kJ_mol},
     },
-    "stress": {"eV/A3": 1.0, "GPa": u.GPa},
+    "forces": {
+        **{"eV/A": 1.0, "Ha/bohr": u.hartree / u.bohr, "Ry/bohr": u.hartree / u.bohr / 2},
+        **{"kcal/mol/A": u.kcal_mol, "kJ/mol/A": u.kJ_mol, "eV/bohr": 1 / u.bohr},
+    },
+    "stress": {
+        **{"eV/A3": 1.0, "GPa": u.GPa, "kbar": u.GPa / 10, "Ha/bohr3": u.hartree / u.bohr**3},
+        "eV virial": 1.0,
+    },
     "dipole": {"eA": 1.0, "D": u.debye, "e bohr": u.bohr},
     "polarizability": {
         "e2A2/eV": 1.0,
@@ -44,11 +60,38 @@ UNITS = {  # label: {unit in the file: factor to ours}
     "born_charges": {"e": 1.0, "e field_first": 1.0},
 }
 VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # xx, yy, zz, yz, xz, xy
+CONFLICT = 1e-6  # of two labels of one thing, in their own unit
+
+log = logging.getLogger("jaxmlip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """One frame of a labelled file."""
+
+    system: System
+    labels: dict  # {label: float64}, those that the frame has
+    keys: tuple[str, ...]  # all keys of the frame in the file
+    used: dict  # {label: key that was read}
+    kind: str  # config_type, or ""
+    group: str  # value of the key by which frames belong together, or ""
+    constrained: bool  # constraints stand in the file; labels are read as they are all the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """All frames of a labelled file."""
+
+    frames: list  # [(System, labels)]; labels have the same keys in every frame, NaN: unknown
+    kinds: list[str]
+    groups: list[str]
+    notes: list[str]  # what was decided while reading
+    seen: list[Labelled]  # the frames with all else that the file says of them
 
 
 def read_labelled(
     path,
-    cutoff: float,
+    cutoff: float | None,
     *,
     keys: dict | None = None,
     units: dict | None = None,
@@ -61,21 +104,93 @@ def read_labelled(
     units: {label: unit in the file} where it is not the first of `UNITS`.
     needed: labels that at least one frame must have. Labels that no frame has are left out.
     """
-    keys, units = KEYS | (keys or {}), units or {}
-    _check_names("keys", keys, PER_ATOM | PER_STRUCTURE)
+    return read_set(path, cutoff, keys=keys, units=units, needed=needed, dtype=dtype).frames
+
+
+def read_set(
+    path,
+    cutoff: float | None,
+    *,
+    keys: dict | None = None,
+    units: dict | None = None,
+    needed=(),
+    dtype=np.float32,
+    group_key: str | None = None,
+) -> LabelledSet:
+    """`read_labelled` with what else the frames say; notes on what was decided."""
+    options = dict(keys=keys, units=units, dtype=dtype, group_key=group_key)
+    found = list(iter_labelled(path, cutoff, **options))
+    if not found:
+        raise DataError("the file has no frames", where=str(path), code="JM202")
+    _check_needed(found, {label: (KEYS | (keys or {}))[label] for label in needed}, path)
+    return LabelledSet(
+        frames=with_all_labels([(f.system, f.labels) for f in found]),
+        kinds=[f.kind for f in found],
+        groups=[f.group for f in found],
+        notes=reading_notes(found, path),
+        seen=found,
+    )
+
+
+def iter_labelled(
+    path,
+    cutoff: float | None,
+    *,
+    keys=None,
+    units=None,
+    dtype=np.float32,
+    group_key=None,
+    on_bad=None,
+):
+    """The frames of a file, one after another, as `Labelled`; see `read_labelled`.
+
+    on_bad: called with the `DataError` of each frame that cannot be read, which is then left out.
+    """
+    named, units = keys or {}, units or {}
+    _check_names("keys", named, PER_ATOM | PER_STRUCTURE)
     _check_names("units", units, UNITS)
     for label, unit in units.items():
-        _check_names(f"units.{label}", [unit], UNITS[label])
-    frames = _frames(path)
-    found = {label for label, key in keys.items() if any(_raw(f, key) is not None for f in frames)}
-    _check_needed(frames, {label: keys[label] for label in needed}, found, path)
-    out = []
-    for i, frame in enumerate(frames):
+        _check_names(f"units.{label}", [unit.removeprefix("-")], UNITS[label])
+    for i, frame in enumerate(iter_atoms(path, on_bad=on_bad)):
         where = f"{path} frame {i}"
-        read = lambda name, frame=frame, where=where: _label(frame, name, keys[name], where)
-        labels = {name: _converted(read(name), name, units.get(name)) for name in sorted(found)}
-        out.append((from_ase(frame, cutoff, dtype=dtype, where=where), labels))
-    return out
+        try:
+            check_occupancy(frame, where)
+            labels, used = _labels(frame, named, units, where)
+            system = from_ase(frame, cutoff, dtype=dtype, where=where)
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+            continue
+        yield Labelled(
+            system=system,
+            labels=labels,
+            keys=(*frame.info, *frame.arrays, *results_of(frame)),
+            used=used,
+            kind=str(frame.info.get("config_type", "")),
+            group=str(frame.info.get(group_key, "")) if group_key else "",
+            constrained=bool(frame.constraints),
+        )
+
+
+def with_all_labels(frames):
+    """The frames with the same labels each: NaN where a frame has none."""
+    known = sorted(set().union(*(labels for _, labels in frames)))
+    missing = lambda s, name: np.full(shape_of(name, s.n_atoms), np.nan)
+    return [(s, {n: labels.get(n, missing(s, n)) for n in known}) for s, labels in frames]
+
+
+def reading_notes(found, path) -> list[str]:
+    """What a person should know of how labels were read."""
+    notes, n = [], len(found)
+    virials = Counter(f.used["stress"] for f in found if f.used.get("stress") in VIRIALS)
+    for key, count in virials.items():
+        notes.append(f"{path}: stress = -virial / volume from '{key}' in {count} of {n} frames")
+    if constrained := sum(f.constrained for f in found):
+        notes.append(
+            f"{path}: {constrained} of {n} frames have constraints; labels are read as they stand"
+        )
+    return notes
 
 
 def _check_names(where, names, known):
@@ -88,62 +203,83 @@ def _check_names(where, names, known):
             )
 
 
-def _converted(value, name, unit):
-    if unit is None:
-        return value
-    value = value * UNITS[name][unit]
-    return value.swapaxes(-1, -2) if "field_first" in unit else value
+def atomic_number(element) -> int:
+    """The atomic number of a symbol or number. Raises `UsageError`."""
+    text = str(element).strip()
+    number = int(text) if text.isdigit() else atomic_numbers.get(text.capitalize(), 0)
+    if not 1 <= number <= 118:
+        known = [s for s in atomic_numbers if s != "X"]
+        raise UsageError(f"'{text}' is not an element.{did_you_mean(text.capitalize(), known)}")
+    return number
 
 
-def _frames(path):
-    if not Path(path).is_file():
-        raise DataError("no such file", where=str(path), fix="check the path", code="JM202")
-    frames = read_frames(path)
-    if not frames:
-        raise DataError("the file has no frames", where=str(path), code="JM202")
-    return frames
+# --- labels of one frame -------------------------------------------------------------------------
 
 
-def _raw(frame, key):
+def _labels(frame, named, units, where):
+    """({label: value}, {label: key}) of what the frame has."""
+    labels, used = {}, {}
+    for name, key in (KEYS | named).items():
+        unit = units.get(name)
+        if name == "stress" and name not in named and raw_label(frame, key) is None:
+            key = next((k for k in VIRIALS if raw_label(frame, k) is not None), key)
+            unit = "eV virial" if key in VIRIALS else unit
+        raw = raw_label(frame, key)
+        if raw is None:
+            continue
+        if name not in named:
+            _check_conflict(frame, name, key, raw, where)
+        labels[name], used[name] = _label(frame, name, key, raw, unit, where), key
+    return labels, used
+
+
+def raw_label(frame, key):
     """The value as it stands in the file: never through a calculator, which applies constraints."""
-    for place in (frame.arrays, frame.info, _results(frame)):
+    for place in (frame.arrays, frame.info, results_of(frame)):
         if place.get(key) is not None:
             return place[key]
     return None
 
 
-def _results(frame):
+def results_of(frame):
     """Where ASE puts keys of its own such as `energy`; the raw dict, not the methods over it."""
     return getattr(frame.calc, "results", {})
 
 
-def _check_needed(frames, needed, found, path):
-    missing = [label for label in needed if label not in found]
-    if not missing:
+def _check_conflict(frame, name, key, raw, where):
+    """Two labels of one thing that differ: only the owner of the file knows which is meant."""
+    plain, shape = raw_label(frame, name), shape_of(name, len(frame))
+    if plain is None or key in (name, *VIRIALS):
         return
-    present = Counter(key for f in frames for key in (*f.info, *f.arrays, *_results(f)))
-    label = missing[0]
-    counts = ", ".join(f"{key} ({n})" for key, n in present.most_common())
-    raise DataError(
-        f"no frame has '{needed[label]}', the {label} that the loss asks for."
-        f"{did_you_mean(needed[label], present)} Keys in {len(frames)} frames: {counts}",
-        where=str(path),
-        code="JM220",
-        fix=f"name the right key (data: keys: {label}: ...) or give {label} no weight",
-    )
+    try:
+        read = lambda x: shaped_label(np.asarray(x, np.float64), shape, name, key, where)
+        a, b = read(raw), read(plain)
+    except (TypeError, ValueError):  # a DataError is a ValueError; what is read is refused later
+        return
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return
+    difference = np.abs(a - b).max(initial=0)
+    if difference > CONFLICT * max(1.0, np.abs(a).max(initial=0) * 1e-3):
+        raise DataError(
+            f"'{key}' and '{name}' differ by {difference:.3g} (limit {CONFLICT:g}), and '{key}' "
+            "would be read",
+            where=where,
+            code="JM225",
+            fix=f"say which is meant, data: keys: {{{name}: {key}}} or {{{name}: {name}}}",
+        )
 
 
-def _label(frame, name, key, where):
-    per_atom = name in PER_ATOM
-    shape = (len(frame), *PER_ATOM[name]) if per_atom else (1, *PER_STRUCTURE[name])
-    raw = _raw(frame, key)
-    if raw is None:
-        return np.full(shape, np.nan)
+def shape_of(name, n_atoms):
+    return (n_atoms, *PER_ATOM[name]) if name in PER_ATOM else (1, *PER_STRUCTURE[name])
+
+
+def _label(frame, name, key, raw, unit, where):
+    shape = shape_of(name, len(frame))
     try:
         value = np.asarray(raw, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"'{key}' is not numeric: {raw!r}", where=where, code="JM221") from error
-    value = _shaped(value, shape, name, key, where)
+    value = shaped_label(value, shape, name, key, where)
     if not np.isfinite(value).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise DataError(
@@ -154,10 +290,22 @@ def _label(frame, name, key, where):
         )
     if name == "stress":
         _check_stress(value[0], frame, key, where)
-    return value
+    if name.startswith("weight") and value[0] < 0:
+        raise DataError(f"'{key}' is {value[0]:g}, below 0", where=where, code="JM228")
+    return _converted(value, name, unit, frame)
 
 
-def _shaped(value, shape, name, key, where):
+def _converted(value, name, unit, frame):
+    if unit is None:
+        return value
+    bare = unit.removeprefix("-")
+    value = value * UNITS[name][bare] * (-1 if unit.startswith("-") else 1)
+    if bare == "eV virial":
+        return -value / abs(np.linalg.det(np.asarray(frame.cell.complete())))
+    return value.swapaxes(-1, -2) if "field_first" in bare else value
+
+
+def shaped_label(value, shape, name, key, where):
     if name in ("stress", "polarizability") and value.shape == (6,):
         value = value[VOIGT]
     if name in ("stress", "polarizability", "born_charges") and value.size == np.prod(shape):
@@ -189,3 +337,20 @@ def _check_stress(stress, frame, key, where):
             where=where,
             code="JM223",
         )
+
+
+def _check_needed(found, needed, path):
+    missing = [label for label in needed if not any(label in f.labels for f in found)]
+    if not missing:
+        return
+    present = Counter(key for f in found for key in f.keys)
+    label = missing[0]
+    counts = ", ".join(f"{key} ({n})" for key, n in present.most_common())
+    close = label if label in present else needed[label]
+    raise DataError(
+        f"no frame has '{needed[label]}', the {label} that the loss asks for."
+        f"{did_you_mean(close, present)} Keys in {len(found)} frames: {counts}",
+        where=str(path),
+        code="JM220",
+        fix=f"name the right key (data: keys: {label}: ...) or give {label} no weight",
+    )

@@ -228,7 +228,7 @@ def _after(path, name, frames):
 
 
 def _checked(atoms, where):
-    _check_occupancy(atoms, where)
+    check_occupancy(atoms, where)
     check_structure(atoms, where=where)
     if atoms.constraints:
         kinds = ", ".join(type(c).__name__ for c in atoms.constraints)
@@ -236,7 +236,7 @@ def _checked(atoms, where):
     return atoms
 
 
-def _check_occupancy(atoms, where):
+def check_occupancy(atoms, where):
     """ASE keeps the species that fills most of a site and drops the others."""
     sites = atoms.info.get("occupancy")
     for kind, species in sites.items() if isinstance(sites, dict) else ():

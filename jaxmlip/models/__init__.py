@@ -5,6 +5,7 @@ from importlib import import_module
 _HOME = {
     "MACE": "mace",
     "LongRangeMACE": "long_range",
+    "DualCutoff": "dual",
     "NequIP": "nequip",
     "So3krates": "so3krates",
     "LennardJones": "pair",

@@ -20,7 +20,11 @@ from jaxmlip import json_text
 from jaxmlip.errors import ModelError, ResourceError, did_you_mean
 from jaxmlip.models import architectures
 from jaxmlip.models.elements import keep_elements
+from jaxmlip.models.heads import heads_potential
+from jaxmlip.models.last_layer import add_uncertainty
+from jaxmlip.models.members import ensemble_potential
 from jaxmlip.models.plans import add_long_range
+from jaxmlip.models.properties import add_properties
 from jaxmlip.potential import Potential, add_field, add_reference_energies
 
 FORMAT = 1
@@ -54,6 +58,8 @@ def build(card: dict):
 
 def _frozen(value):
     """Lists of JSON as tuples, which modules can be compared and compiled by."""
+    if isinstance(value, dict):
+        return {k: _frozen(v) for k, v in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
@@ -67,17 +73,29 @@ def sees_charge(card: dict) -> bool:
 def potential_of(card: dict) -> Potential:
     """The potential of a card: total energies, coupled to the field if it predicts a dipole.
 
-    With its long-range terms (`models.plans`); `jaxmlip.bind` then gives them their plans.
+    With its long-range terms (`models.plans`); `jaxmlip.bind` then gives them their plans. Of an
+    ensemble ("members": n) the mean (`models.members`); with "uncertainty": {"leaves": [...]} it
+    predicts that of its last layer (`models.last_layer`); with "properties" and with several
+    "heads" what `models.properties` and `models.heads` say.
     """
     model = build(card)
     plan = getattr(model, "plan", None)
     potential = Potential(model.init, model.apply, model.cutoff, plan)
+    if card.get("properties"):
+        potential = add_properties(model, card["properties"])
     potential = add_long_range(potential, card)
     if getattr(model, "dipole", False):
         potential = add_field(potential)
+    if card.get("uncertainty"):
+        potential = add_uncertainty(potential, tuple(card["uncertainty"]["leaves"]))
+    if card.get("members"):
+        potential = ensemble_potential(potential, int(card["members"]))
     if card.get("reference_energies"):
         table = {int(z): float(e) for z, e in card["reference_energies"].items()}
         potential = add_reference_energies(potential, table)
+    if card.get("heads"):
+        references = card.get("head_reference_energies")
+        potential = heads_potential(potential, card["heads"], references=references)
     return potential
 
 

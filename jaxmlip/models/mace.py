@@ -129,6 +129,7 @@ class MACE(nn.Module):
             features = self._after_layer(i, system, features)
             table = None
             layers.append(features)
+            self.sow("intermediates", "scalars", features[0, 1][:, 0])  # for models.properties
         energies += self._energies(system, layers, species)
         out = energy_prediction(system, energies, known) | self._long_range(layers, species)
         return out | response_predictions(

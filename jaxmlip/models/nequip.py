@@ -87,6 +87,7 @@ class NequIP(nn.Module):
         features = self._embedding(system, species)
         for i in range(self.n_layers):
             features = self._layer(i, system, features, species, edges)
+            self.sow("intermediates", "scalars", features[0, 1][:, 0])  # for models.properties
         energies = self._energies(features, species)
         return energy_prediction(system, energies, known) | response_predictions(
             system,

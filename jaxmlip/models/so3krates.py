@@ -60,6 +60,7 @@ class So3krates(nn.Module):
         short, crowded = pairwise.near(system, self.local_cutoff, self.local_neighbors)
         known &= ~crowded
         r, smooth, features = self._network(short, system, species)
+        self.sow("intermediates", "scalars", features)  # for models.properties
         energies = self._energies(features, species)
         if self.repulsion:
             energies += self._repulsion(short, r, smooth)

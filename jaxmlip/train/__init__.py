@@ -7,6 +7,8 @@ _HOME = {
     "evaluate": "accuracy",
     "evaluate_model": "accuracy",
     "read_config": "config",
+    "cross_validate": "cross_validation",
+    "repeat": "cross_validation",
 }
 __all__ = list(_HOME)
 

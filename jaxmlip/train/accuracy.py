@@ -5,10 +5,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxmlip.data.batching import batches, make_buckets
+from jaxmlip.data.batching import batch, make_buckets, plan
 from jaxmlip.data.statistics import remove_reference_energies
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import read_labelled
+from jaxmlip.models.heads import given
 from jaxmlip.potential import bind
 from jaxmlip.train.losses import Term, add_sums, loss, squared, summary
 from jaxmlip.train.prediction import labelled_prediction
@@ -22,17 +23,23 @@ PREDICTED = (
 def metric_sums(apply: Callable, terms: dict[str, Term]) -> Callable:
     """`sums = f(params, system, labels)`, compiled once per padded shape."""
     prediction = labelled_prediction(apply, terms)
-    return jax.jit(
-        lambda params, system, labels: loss(
-            prediction(params, system), labels, system, terms=terms
-        )[1]
-    )
+
+    def sums(params, system, labels):
+        out = prediction(given(params, labels), system, None, labels.get("directions"))
+        return loss(out, labels, system, terms=terms)[1]
+
+    return jax.jit(sums)
 
 
-def add_up(sums_of: Callable, params, frames, buckets) -> dict:
-    """The metric sums of all frames."""
+def add_up(sums_of: Callable, params, frames, buckets, *, complete: Callable | None = None) -> dict:
+    """The metric sums of all frames.
+
+    complete: labels = complete(system, labels, members) of a batch, for what is added to it last.
+    """
     total = None
-    for system, labels in batches(frames, buckets, seed=None):
+    for b, members in plan(buckets, [s.n_atoms for s, _ in frames], seed=None):
+        system, labels = batch(frames, buckets[b], members)
+        labels = labels if complete is None else complete(system, labels, members)
         total = add_sums(total, jax.device_get(sums_of(params, system, labels)))
     return total
 

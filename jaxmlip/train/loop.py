@@ -4,48 +4,45 @@ Whatever stops it, the same call goes on where it stopped: on one machine and wi
 limit the result is the same, bit for bit, as if it had never been interrupted.
 """
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxmlip.data.batching import batch, batches, plan
-from jaxmlip.errors import (
-    Interrupted,
-    NumericalError,
-    ResourceError,
-    UsageError,
-    check_dtype,
-)
-from jaxmlip.models import checkpoint
-from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
+from jaxmlip.data.prefetch import prefetch
+from jaxmlip.data.splits import load_split
+from jaxmlip.errors import NumericalError, ResourceError, UsageError, check_dtype, did_you_mean
+from jaxmlip.restart import newest_state, only_run, restore_state, stop_signals
 from jaxmlip.train.accuracy import add_up
-from jaxmlip.train.config import Config, changes, read_config
+from jaxmlip.train.config import Config, read_config, stage_weights
+from jaxmlip.train.curvature import with_directions
+from jaxmlip.train.events import introduction, step_event, to_stderr
 from jaxmlip.train.losses import add_sums, mean_loss, summary
-from jaxmlip.train.setup import Run, prepare
-from jaxmlip.train.step import averaged, learning_rate
+from jaxmlip.train.record import write_record
+from jaxmlip.train.saving import (
+    MODEL,
+    Position,
+    check_same_run,
+    end_first_stage,
+    forget,
+    interrupt,
+    keep_metrics,
+    keep_models,
+    save,
+    write_metrics,
+)
+from jaxmlip.train.schedules import cosine, validated, warm
+from jaxmlip.train.setup import SPLIT, Run, prepare
+from jaxmlip.train.step import averaged
+from jaxmlip.train.terms import weights_at
+from jaxmlip.train.uncertainty import write_uncertainty
 
 BAD_STEPS = 10  # in a row, before giving up
-MODEL, LAST, METRICS = "model.safetensors", "last.safetensors", "metrics.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands: all of its state that is not on the device."""
-
-    epoch: int = 0
-    batch: int = 0  # batches done in this epoch
-    step: int = 0
-    seconds: float = 0.0
-    best: float | None = None  # validation loss of the model kept
-    sums: dict | None = None  # metric sums of this epoch so far
-    finished: bool = False
 
 
 def train(
@@ -53,12 +50,18 @@ def train(
     *,
     overrides: dict | None = None,
     resume: bool = True,
+    force: bool = False,
+    load: Callable | None = None,
+    find: Callable | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> Path:
     """Trains the model of a configuration file; returns the path of the best one.
 
     progress is called with events {"event": "start" | "step" | "epoch" | "warning" | "done", ...}.
     A signal (INT, TERM, USR1) saves and raises `Interrupted`; the same call then resumes.
+    force: take an output folder that another run holds. load: (potential, params) of the name of a
+    teacher (`pretrained.load`), find: the path of the name of a model to start from
+    (`pretrained.path_of`); None: these are paths of our own format.
     """
     config = read_config(config_path, overrides=overrides)
     check_dtype(config.dtype)
@@ -72,18 +75,40 @@ def train(
             where=str(output),
             fix="another `output`, in a folder that can be written",
         ) from error
-    for half_written in output.glob("*.partial"):
-        half_written.unlink()
-    run = prepare(config)
-    state, at = start(run, resume=resume, report=report)
-    report(_introduction(run, state, at))
-    with stop_signals() as stop:
-        while not at.finished:
-            state, at = run_epoch(run, state, at, stop=stop, report=report)
-            at = finish_epoch(run, state, at, report=report)
-            _save(run, state, at)
+    warn = lambda message: report({"event": "warning", "message": str(message)})
+    with only_run(output, force=force, warn=warn):
+        for half_written in output.glob("*.partial"):
+            half_written.unlink()
+        run = prepare(config, load=load, find=find, tell=warn)
+        _check_metric(run)
+        write_record(run)
+        state, at = start(run, resume=resume, report=report)
+        report(introduction(run, state, at))
+        with stop_signals() as stop:
+            while not at.finished:
+                state, at = run_epoch(run, state, at, stop=stop, report=report)
+                at = finish_epoch(run, state, at, report=report)
+                save(run, state, at, report=None if at.finished else report)
+    if config.uncertainty:
+        _write_uncertainty(run, output / MODEL, report)
     report({"event": "done", "model": str(output / MODEL), "best": at.best})
     return output / MODEL
+
+
+def _write_uncertainty(run, path, report):
+    """Adds the last layer's to the model file, and says how well it fits the validation errors."""
+    loss = run.config.loss
+    weights = {"energy": loss.energy, "forces": loss.forces}
+    fitted = write_uncertainty(
+        path, run.train, run.valid, weights=weights, batch_atoms=run.config.batch_atoms
+    )
+    found = fitted.calibration
+    message = (
+        f"uncertainty of the last layer: {1e3 * found['sharpness']:.3g} meV where the errors of "
+        f"energies are {1e3 * found['rmse']:.3g} meV, miscalibration area "
+        f"{found['miscalibration_area']:.3f}, rank correlation {found['spearman']:.2f}"
+    )
+    report({"event": "uncertainty", "message": message, **found})
 
 
 def start(run: Run, *, resume: bool, report):
@@ -91,17 +116,17 @@ def start(run: Run, *, resume: bool, report):
     system, _ = next(batches(run.train, run.buckets, seed=run.config.seed))
     state = run.init(jax.random.key(run.config.seed), system)
     if not resume:
-        _forget(run)
+        forget(run)
         return state, Position()
     warn = lambda error: report({"event": "warning", "message": str(error)})
     saved = newest_state(run.config.output, warn=warn)
     if saved is None:
-        _keep_metrics(run, epochs=0)
+        keep_metrics(run, epochs=0)
         return state, Position()
     arrays, record = saved
-    _check_same_run(record, run)
+    check_same_run(record, run)
     at = Position(**record["position"])
-    _keep_metrics(run, epochs=at.epoch)
+    keep_metrics(run, epochs=at.epoch)
     if at.finished and not _over(run, at):
         at = replace(at, finished=False)
     return restore_state(state, arrays), at
@@ -109,206 +134,185 @@ def start(run: Run, *, resume: bool, report):
 
 def run_epoch(run: Run, state, at: Position, *, stop, report):
     """The rest of this epoch, or of the planned hours."""
-    atoms = [s.n_atoms for s, _ in run.train]
-    todo = iter(plan(run.buckets, atoms, seed=run.config.seed, epoch=at.epoch)[at.batch :])
-    ready, clock, saved = _next(run, todo), time.monotonic(), time.monotonic()
-    while ready is not None and not _out_of_time(run.config, at):
-        rate = rate_at(run, at)
-        state, metrics = run.step(state, *ready, np.asarray(rate, run.config.dtype))
-        ready = _next(run, todo)  # made while the device works
-        metrics = jax.device_get(metrics)
-        _check_finite(metrics, at)
-        now = time.monotonic()
-        at = replace(
-            at,
-            batch=at.batch + 1,
-            step=at.step + 1,
-            seconds=at.seconds + now - clock,
-            sums=_plain(add_sums(at.sums, metrics["sums"])),
-        )
-        clock = now
-        report(
-            {
-                "event": "step",
-                "step": at.step,
-                "steps": run.steps,
-                "epoch": at.epoch + 1,
-                "loss": float(metrics["loss"]),
-                "learning_rate": rate,
-                "seconds": at.seconds,
-            }
-        )
-        if stop.is_set():
-            _interrupt(run, state, at)
-        if now - saved > 60 * run.config.checkpoint_minutes:
-            _save(run, state, at)
-            saved = now
+    weights = weights_at(run.config, at.stage, run.terms)
+    clock = saved = time.monotonic()
+    with closing(prefetch(batches_from(run, at))) as made:  # made while the device works
+        for which, system, labels in made:
+            if _out_of_time(run.config, at):
+                break
+            rate = rate_at(run, at)
+            given = np.asarray(rate, run.config.dtype)
+            state, metrics = run.step(state, system, labels, given, weights)
+            metrics = jax.device_get(metrics)
+            if metrics["bad"] > 0:
+                _not_finite(run, state, at, metrics, which, report)
+            now = time.monotonic()
+            at = _after(at, metrics, now - clock)
+            clock = now
+            report(step_event(run, at, metrics, rate))
+            if stop.is_set():
+                interrupt(run, state, at)
+            if now - saved > 60 * run.config.checkpoint_minutes:
+                save(run, state, at, report=report)
+                saved = now
     return state, at
+
+
+def batches_from(run: Run, at: Position):
+    """((bucket, members), System, labels) of every step that is left of an epoch."""
+    atoms = [s.n_atoms for s, _ in run.train]
+    todo = plan(run.buckets, atoms, seed=run.config.seed, epoch=at.epoch)[at.batch :]
+    for step, (b, members) in enumerate(todo, at.step):
+        system, labels = batch(run.train, run.buckets[b], members)
+        if step % run.config.curvature.every == 0:
+            labels = _completed(run, run.curvature, system, labels, members, step=step)
+        yield (b, members), system, labels
+
+
+def _after(at, metrics, seconds):
+    return replace(
+        at,
+        batch=at.batch + 1,
+        step=at.step + 1,
+        seconds=at.seconds + seconds,
+        sums=_plain(add_sums(at.sums, metrics["sums"])),
+    )
 
 
 def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
     """Validates the averaged parameters, keeps them if they are the best, writes the log."""
     begun = time.monotonic()
     params = averaged(state, ema=run.config.optimizer.ema)
-    sums = add_up(run.sums, params, run.valid, run.valid_buckets)
-    value, accuracy = mean_loss(sums, run.terms), summary(sums)
-    best = np.isfinite(value) and (at.best is None or value < at.best)
+    complete = lambda system, labels, members: _completed(
+        run, run.valid_curvature, system, labels, members, step=0
+    )
+    sums = add_up(run.sums, params, run.valid, run.valid_buckets, complete=complete)
+    weights = stage_weights(run.config, at.stage)
+    value, accuracy = mean_loss(sums, run.terms, weights), summary(sums)
+    metric = value if run.config.metric == "loss" else accuracy[run.config.metric]
+    o = run.config.optimizer
+    factor = o.factor if o.schedule == "plateau" else 1.0
+    judged, best = validated(at, metric, factor=factor, patience=o.plateau, floor=o.floor)
+    card = run.card | {"accuracy": accuracy, "epoch": at.epoch + 1}
+    model = run.merge(params)
+    if best and not keep_models(run, model, card, best=True, report=report):
+        judged, best = at, False  # the next one as good takes its place
+    elif not best:
+        keep_models(run, model, card, best=False, report=report)
     event = {
         "event": "epoch",
         "epoch": at.epoch + 1,
         "step": at.step,
         "learning_rate": rate_at(run, at),
-        "train_loss": mean_loss(at.sums, run.terms) if at.sums else None,
+        "train_loss": mean_loss(at.sums, run.terms, weights) if at.sums else None,
         "valid_loss": value,
         "train": summary(at.sums or {}),
         "valid": accuracy,
         "best": bool(best),
     }
-    card = run.card | {"accuracy": accuracy, "epoch": at.epoch + 1}
-    for name in (MODEL, LAST) if best else (LAST,):
-        checkpoint.save(Path(run.config.output) / name, card, params)
+    if run.config.second_stage is not None:
+        event["stage"] = at.stage
     at = replace(
-        at,
+        judged,
         epoch=at.epoch + 1,
         batch=0,
         sums=None,
-        best=value if best else at.best,
         seconds=at.seconds + time.monotonic() - begun,
     )
-    at = replace(at, finished=_over(run, at))
+    at = replace(_next_stage(run, at), finished=_over(run, at))
     event["seconds"] = round(at.seconds, 3)
-    with open(Path(run.config.output) / METRICS, "a") as f:
-        f.write(json.dumps({k: v for k, v in event.items() if k != "event"}) + "\n")
+    write_metrics(run, {k: v for k, v in event.items() if k != "event"}, report=report)
     report(event)
     return at
 
 
+def _next_stage(run: Run, at: Position) -> Position:
+    """Stage 2 from its share of the plan on, or when the first has waited long enough."""
+    second = run.config.second_stage
+    if second is None or at.stage == 2:
+        return at
+    if _fraction(run, at) < second.start and not _waited(run, at):
+        return at
+    end_first_stage(run)
+    return replace(at, stage=2, best=None, waited=0, flat=0)
+
+
 def rate_at(run: Run, at: Position) -> float:
     """The learning rate of the next step: by the planned steps or hours, whichever is nearer."""
-    o, hours = run.config.optimizer, run.config.hours
-    fraction = max(at.step / run.steps, at.seconds / (3600 * hours) if hours else 0.0)
-    return learning_rate(
-        at.step, fraction, peak=o.learning_rate, warmup=o.warmup_steps, floor=o.floor
-    )
+    o, second = run.config.optimizer, run.config.second_stage
+    if at.stage == 2 and second.learning_rate is not None:
+        return second.learning_rate
+    rate = o.learning_rate * warm(at.step, warmup=o.warmup_steps)
+    if o.schedule == "cosine":
+        return rate * cosine(_fraction(run, at), floor=o.floor)
+    return rate * at.share
+
+
+def _fraction(run, at):
+    hours = run.config.hours
+    return max(at.step / run.steps, at.seconds / (3600 * hours) if hours else 0.0)
+
+
+def _waited(run, at):
+    return run.config.patience is not None and at.waited >= run.config.patience
 
 
 def _over(run, at):
-    return at.epoch >= run.config.epochs or _out_of_time(run.config, at)
+    last_stage = run.config.second_stage is None or at.stage == 2
+    ended = at.epoch >= run.config.epochs or _out_of_time(run.config, at)
+    return ended or (last_stage and _waited(run, at))
 
 
 def _out_of_time(config: Config, at):
     return config.hours is not None and at.seconds >= 3600 * config.hours
 
 
-def _next(run, todo):
-    b, members = next(todo, (None, None))
-    return None if members is None else batch(run.train, run.buckets[b], members)
+def _completed(run, known, system, labels, members, *, step):
+    """The labels with products of the Hessians that are known, if they are asked for."""
+    if known is None:
+        return labels
+    c = run.config.curvature
+    options = {"seed": run.config.seed, "n": c.directions, "draw": c.draw}
+    return with_directions(labels, system, known, members, step=step, **options)
 
 
 def _plain(sums):
     return {k: [float(x) for x in v] for k, v in sums.items()}
 
 
-def _check_finite(metrics, at):
-    if metrics["bad"] >= BAD_STEPS:
-        raise NumericalError(
-            f"the loss or its gradient was not finite in {BAD_STEPS} steps in a row (last loss "
-            f"{float(metrics['loss'])}, gradient norm {float(metrics['gradient'])})",
-            where=f"step {at.step + 1}",
-            code="JM302",
-            fix="lower optimizer.learning_rate, or look for outliers in the data",
-        )
-
-
-# --- checkpoints ---------------------------------------------------------------------------------
-
-
-def _save(run, state, at):
-    record = {"position": asdict(at), "config": asdict(run.config), "data": run.card["data"]}
-    save_state(run.config.output, state, record, step=at.step)
-
-
-def _interrupt(run, state, at):
-    _save(run, state, at)
-    raise Interrupted(
-        f"stopped by a signal after step {at.step}; the state is saved",
-        where=run.config.output,
-        fix="run the same command again to resume",
+def _not_finite(run, state, at, metrics, which, report):
+    """Warns of a step that changed nothing; raises after BAD_STEPS, with the frames at fault."""
+    b, members = which
+    what = f"loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient'])}"
+    if metrics["bad"] < BAD_STEPS:
+        message = f"step {at.step + 1} was skipped: {what}; {_frames(run, members)}"
+        return report({"event": "warning", "message": message})
+    alone = lambda i: run.sums(state.params, *batch(run.train, run.buckets[b], [i]))
+    finite = lambda i: all(np.isfinite(x).all() for x in jax.tree.leaves(alone(i)))
+    faulty = [i for i in members if not finite(i)] or members
+    raise NumericalError(
+        f"the loss or its gradient was not finite in {BAD_STEPS} steps in a row (last {what}; "
+        f"{_frames(run, faulty)}); no such step changed the model",
+        where=f"step {at.step + 1}",
+        code="JM302",
+        fix="lower optimizer.learning_rate, or look for outliers in the data",
     )
 
 
-def _check_same_run(record, run):
-    saved = record["config"] | {"data_hashes": record["data"]}
-    asked = asdict(run.config) | {"data_hashes": run.card["data"]}
-    difference = changes(saved, json.loads(json.dumps(asked)))
-    if difference:
+def _frames(run, members):
+    """Frames in words: by their numbers in the file where a split of it is known."""
+    path, place = Path(run.config.output) / SPLIT, "those trained on"
+    if run.config.data.valid is None and path.is_file():
+        order, place = load_split(path)["train"], "the file"
+        members = [order[i] for i in members if i < len(order)] or members
+    return f"frames {', '.join(map(str, members))} of {place}, counted from 0"
+
+
+def _check_metric(run):
+    known = ["loss", *summary({name: np.zeros(4) for name in run.terms})]
+    if run.config.metric not in known:
         raise UsageError(
-            "the checkpoint belongs to another configuration: " + "; ".join(difference),
+            f"'metric' is '{run.config.metric}'.{did_you_mean(run.config.metric, known)}",
             where=run.config.output,
-            code="JM103",
-            fix="undo the change, use another output, or start afresh (resume off)",
+            fix=f"one of {', '.join(known)}",
         )
-
-
-def _forget(run):
-    for pattern in ("state-*.safetensors", METRICS, MODEL, LAST):
-        for path in Path(run.config.output).glob(pattern):
-            path.unlink()
-
-
-def _keep_metrics(run, *, epochs):
-    """Drops lines of epochs that will be done again."""
-    path = Path(run.config.output) / METRICS
-    if not path.is_file():
-        return
-    kept = path.read_text().splitlines(keepends=True)[:epochs]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
-
-
-# --- what a person sees --------------------------------------------------------------------------
-
-
-def _introduction(run, state, at):
-    size = sum(x.size for x in jax.tree.leaves(state.params))
-    shapes = [[b.n_atoms, b.n_graphs, b.n_neighbors] for b in run.buckets]
-    return {
-        "event": "start",
-        "n_train": len(run.train),
-        "n_valid": len(run.valid),
-        "n_parameters": size,
-        "steps": run.steps,
-        "step": at.step,
-        "epoch": at.epoch,
-        "buckets": shapes,
-        "padding": run.padding,
-        "fields": run.card["fields"],
-        "reference_energies": run.card["reference_energies"],
-    }
-
-
-def to_stderr(event: dict) -> None:
-    """One line an epoch."""
-    kind = event["event"]
-    if kind == "start":
-        line = (
-            f"{event['n_train']} training and {event['n_valid']} validation structures, "
-            f"{event['n_parameters']} parameters, {event['steps']} steps, "
-            f"{100 * event['padding']:.0f} % padding; compiling {len(event['buckets'])} "
-            f"shape(s), the first step can take a minute"
-        )
-    elif kind == "epoch":
-        errors = "  ".join(
-            f"{k.replace('_mae_', ' ')} {v:.4g}" for k, v in event["valid"].items() if "_mae_" in k
-        )
-        line = (
-            f"epoch {event['epoch']}  loss {event['train_loss'] or np.nan:.4g}  "
-            f"valid {event['valid_loss']:.4g}{'*' if event['best'] else ' '}  {errors}  "
-            f"lr {event['learning_rate']:.2e}  {event['seconds']:.0f} s"
-        )
-    elif kind in ("warning", "done"):
-        line = event.get("message") or f"done: {event['model']}"
-    else:
-        return
-    print(line, file=sys.stderr, flush=True)

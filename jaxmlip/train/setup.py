@@ -5,6 +5,7 @@ filled into the model card here, so that the card alone can build the model agai
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +14,26 @@ import jax
 import numpy as np
 
 from jaxmlip import models
-from jaxmlip.data.batching import Bucket, make_buckets, plan, waste
-from jaxmlip.data.splits import load_split, save_split, split
+from jaxmlip.data.batching import Bucket, choose_buckets, make_buckets, plan, waste
 from jaxmlip.data.statistics import average_neighbors, fit_reference_energies, rms
 from jaxmlip.errors import UsageError, did_you_mean
-from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential, bind
-from jaxmlip.train.accuracy import metric_sums, without_references
-from jaxmlip.train.config import Config, weights
-from jaxmlip.train.losses import Term, huber, squared
-from jaxmlip.train.step import adam, training
+from jaxmlip.system import cast
+from jaxmlip.train.accuracy import metric_sums
+from jaxmlip.train.config import Config
+from jaxmlip.train.curvature import Known
+from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
+from jaxmlip.train.ensemble import with_members
+from jaxmlip.train.frames import SPLIT as SPLIT
+from jaxmlip.train.frames import given_energies, read_data
+from jaxmlip.train.losses import Term
+from jaxmlip.train.sources import bare_labels, same_labels
+from jaxmlip.train.start import begin, moving, settle, with_start
+from jaxmlip.train.step import training
+from jaxmlip.train.terms import make_optimizer, make_remat, make_terms
 
-SPLIT = "split.json"
+log = logging.getLogger("jaxmlip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,9 @@ class Run:
     init: Callable
     step: Callable
     sums: Callable
+    curvature: list[Known | None] | None = None  # of the training frames; None: not asked for
+    valid_curvature: list[Known | None] | None = None
+    merge: Callable = lambda params: params  # of the trained leaves: those of the model
 
     @property
     def padding(self) -> float:
@@ -52,22 +63,57 @@ class Run:
         return waste(self.buckets, plan(self.buckets, atoms, seed=self.config.seed), atoms)
 
 
-def prepare(config: Config) -> Run:
-    """Reads the data, fits what is fitted, builds model and step. Nothing is compiled yet."""
+def prepare(
+    config: Config,
+    *,
+    load: Callable | None = None,
+    find: Callable | None = None,
+    tell: Callable[[str], None] = log.warning,
+) -> Run:
+    """Reads the data, fits what is fitted, builds model and step. Nothing is compiled yet.
+
+    load: (potential, params) of a name, for `curvature.teacher`; find: the path of one, for
+    `start.model`; None: these are paths of our own format. tell: called with each thing that is
+    worth knowing about the data.
+    """
     terms = make_terms(config)
-    train, valid = read_data(config, needed=tuple(terms))
-    card = make_card(config, train, terms)
-    potential = checkpoint.potential_of(card | {"reference_energies": {}})
+    if config.uncertainty and "energy" not in terms:
+        raise UsageError(
+            "'uncertainty' is calibrated on energies, and loss.energy is 0",
+            fix="loss.energy above 0",
+        )
+    if config.uncertainty and config.ensemble > 1:
+        raise UsageError(
+            "'uncertainty' is that of the last layer of one model, and 'ensemble' makes several",
+            fix="one of them: members tell their own uncertainty",
+        )
+    config, begun = begin(config, terms, find=find)
+    needed = tuple(name for name in terms if name != "hessian")
+    frames = read_data(config, needed=needed, tell=tell)
+    train, valid = frames.train, frames.valid
+    begun = settle(begun, config, terms, train)
+    train = train + list(begun.replay)
+    train, valid, known, valid_known = second_derivatives(config, train, valid, terms, load)
+    card = with_start(make_card(config, train, terms, atoms=frames.atoms), begun, config)
+    potential = checkpoint.potential_of(card | {"reference_energies": {}, "heads": None})
     potential = bind(potential, [system for system, _ in train + valid])
     check_dipoles(potential, card["fields"], train, terms)
-    train, valid = (
-        _only(without_references(f, card["reference_energies"]), terms) for f in (train, valid)
-    )
-    buckets = make_buckets(train, n_buckets=config.buckets, max_atoms=config.batch_atoms)
+    potential = moving(potential, begun, config)
+    train, valid = (same_labels(_only(bare_labels(f, card), terms)) for f in (train, valid))
+    buckets = buckets_of(train, config)
     per_epoch = len(plan(buckets, [s.n_atoms for s, _ in train], seed=config.seed))
-    o = config.optimizer
-    optimizer = adam(clip=o.clip, weight_decay=o.weight_decay, amsgrad=o.amsgrad)
-    init, step = training(potential, terms, optimizer=optimizer, ema=o.ema)
+    init, step = training(
+        potential,
+        terms,
+        optimizer=make_optimizer(config),
+        ema=config.optimizer.ema,
+        remat=make_remat(config),
+    )
+    if config.ensemble > 1:
+        card = card | {"members": config.ensemble}
+    potential, init, step, merge = with_members(
+        potential, init, step, config.ensemble, share=config.ensemble_share
+    )
     return Run(
         config=config,
         card=card,
@@ -81,63 +127,60 @@ def prepare(config: Config) -> Run:
         step=step,
         valid_buckets=make_buckets(valid, n_buckets=1, max_atoms=config.batch_atoms),
         sums=metric_sums(potential.apply, terms),
+        curvature=known,
+        valid_curvature=valid_known,
+        merge=merge,
     )
 
 
-def make_terms(config: Config) -> dict[str, Term]:
-    """{label: Term} of the loss."""
-    delta = config.loss.delta
-
-    def function(name):
-        if config.loss.function == "squared":
-            return squared
-        if isinstance(delta, dict) and name not in delta:
-            raise UsageError(f"'loss.delta' has no entry for {name}: {delta}")
-        return huber(float(delta[name] if isinstance(delta, dict) else delta))
-
-    return {name: Term(w, function(name)) for name, w in weights(config).items()}
+def buckets_of(frames, config: Config) -> tuple[Bucket, ...]:
+    """As many shapes as the configuration says; 0: as few, up to 6, as bound the padding."""
+    if config.buckets == 0:
+        return choose_buckets(frames, max_atoms=config.batch_atoms)
+    return make_buckets(frames, n_buckets=config.buckets, max_atoms=config.batch_atoms)
 
 
-def read_data(config: Config, *, needed):
-    """(training frames, validation frames); a split is written beside the run and used again."""
-    read = lambda path: read_labelled(
-        path,
-        float(config.model.fields["cutoff"]),
-        keys=config.data.keys,
-        units=config.data.units,
-        needed=needed,
-        dtype=np.dtype(config.dtype),
-    )
-    frames = read(config.data.train)
-    if config.data.valid is not None:
-        return frames, read(config.data.valid)
-    path = Path(config.output) / SPLIT
-    if not path.is_file():
-        part = split(len(frames), {"valid": config.data.valid_fraction}, seed=config.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_split(path, part)
-    part = load_split(path)
-    if sum(map(len, part.values())) != len(frames):
-        raise UsageError(
-            f"the split is of {sum(map(len, part.values()))} frames, the data have {len(frames)}",
-            where=str(path),
-            fix="use another output folder",
-        )
-    return [frames[i] for i in part["train"]], [frames[i] for i in part["valid"]]
+def second_derivatives(config: Config, train, valid, terms, load):
+    """(train, valid, [Known or None] of each): `hessian` taken from the frames, others added."""
+    if "hessian" not in terms:
+        return train, valid, None, None
+    c, cutoff = config.curvature, float(config.model.fields["cutoff"])
+    like = {k: v for k, v in train[0][1].items() if k != "hessian"}
+    train = train + phonopy_frames(c.force_constants, cutoff, like=like, dtype=config.dtype)
+    (train, known), (valid, valid_known) = taken(train), taken(valid)
+    if c.teacher is not None:
+        potential, params = (load or (lambda path: checkpoint.load(path)[:2]))(c.teacher)
+        params = cast(params, config.dtype)
+        for frames, found in ((train, known), (valid, valid_known)):
+            rest = [i for i, one in enumerate(found) if one is None]
+            options = {"n_directions": c.teacher_directions, "seed": config.seed}
+            told = of_teacher(potential, params, [frames[i] for i in rest], **options)
+            for i, one in zip(rest, told, strict=True):
+                found[i] = one
+    return train, valid, known, valid_known
 
 
 def _only(frames, terms):
-    return [(s, {k: v for k, v in labels.items() if k in terms}) for s, labels in frames]
+    kept = lambda name: name in terms or name.split(":")[0] in ("weight", "head")
+    return [(s, {k: v for k, v in labels.items() if kept(k)}) for s, labels in frames]
 
 
-def make_card(config: Config, train, terms) -> dict:
-    """The model card, with the fields that the data decide where the configuration is silent."""
+def make_card(config: Config, train, terms, *, atoms=()) -> dict:
+    """The model card, with the fields that the data decide where the configuration is silent.
+
+    atoms: frames of isolated atoms, whose energies are taken exactly.
+    """
     systems = [s for s, _ in train]
     elements = sorted({int(z) for s in systems for z in np.unique(s.numbers)})
     reference = {}
     if "energy" in terms:
-        energies = [labels["energy"][0] for _, labels in train]
-        reference = fit_reference_energies([s.numbers for s in systems], energies)
+        known = [*train, *atoms]
+        reference = fit_reference_energies(
+            [s.numbers for s, _ in known],
+            [labels["energy"][0] for _, labels in known],
+            free=[False] * len(train) + [True] * len(atoms),
+            given=given_energies(config),
+        )
     scale = rms([labels["forces"] for _, labels in train if "forces" in labels])
     decided = {
         "elements": elements,

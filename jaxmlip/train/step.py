@@ -5,15 +5,17 @@ of the planned time has passed. A step whose loss or gradient is not finite chan
 counted.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxmlip.models.heads import given
 from jaxmlip.system import cast
 from jaxmlip.train.losses import Term, loss
+from jaxmlip.train.optimizers import rule
 from jaxmlip.train.prediction import along, labelled_prediction, random_directions
 
 
@@ -29,26 +31,22 @@ class TrainState:
     bad: jax.Array  # steps since the last finite one
 
 
-def adam(*, clip: float, weight_decay: float, amsgrad: bool) -> optax.GradientTransformation:
-    """Adam or AMSGrad with decoupled decay of matrices, without a learning rate."""
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_amsgrad() if amsgrad else optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=matrices),
-    )
+def training(potential, terms: dict[str, Term], *, optimizer, ema: float, remat=None):
+    """`init(key, system) -> state`; `step(state, system, labels, learning_rate) -> state, metrics`.
 
-
-def training(potential, terms: dict[str, Term], *, optimizer, ema: float):
-    """`state = init(key, system)`; `state, metrics = step(state, system, labels, learning_rate)`.
-
+    optimizer: a `Rule`, or an optax transformation without a learning rate (`optimizers`).
+    remat: see `labelled_prediction`. step takes {label: weight} as a last argument where a
+    schedule changes the weights of the terms; they are traced.
     metrics: loss, gradient norm, bad (steps in a row that were skipped) and the sums of
     `losses.loss`. The state given to `step` is consumed.
 
     Born charges are compared along one random direction of the field a structure and a step, which
-    costs one backward pass instead of three and gives the same loss on average.
+    costs one backward pass instead of three and gives the same loss on average. Hessians are
+    compared along the `directions` [n_atoms, k, 3] of the labels (`curvature`); a batch without
+    them is compared in everything else.
     """
-    prediction = labelled_prediction(potential.apply, terms)
+    prediction = labelled_prediction(potential.apply, terms, remat=remat)
+    optimizer = rule(optimizer)
 
     def init(key, system) -> TrainState:
         params = cast(potential.init(key, system), system.positions.dtype)
@@ -60,11 +58,15 @@ def training(potential, terms: dict[str, Term], *, optimizer, ema: float):
             bad=jnp.zeros((), jnp.int32),
         )
 
-    def step(state, system, labels, learning_rate):
+    def step(state, system, labels, learning_rate, weights=None):
         directions = random_directions(state.updates + state.bad, system)
         known = along(labels, directions, system)
         objective = lambda params: loss(
-            prediction(params, system, directions), known, system, terms=terms
+            prediction(given(params, labels), system, directions, known.get("directions")),
+            known,
+            system,
+            terms=terms,
+            weights=weights,
         )
         (value, sums), slope = jax.value_and_grad(objective, has_aux=True)(state.params)
         norm = optax.global_norm(slope)
@@ -80,10 +82,11 @@ def training(potential, terms: dict[str, Term], *, optimizer, ema: float):
 
 
 def _updated(state, slope, learning_rate, optimizer, ema):
-    updates, memory = optimizer.update(slope, state.optimizer, state.params)
-    move = lambda p, u: p - (learning_rate * u).astype(p.dtype)
-    params = jax.tree.map(move, state.params, updates)
-    average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.average, params)
+    params, memory = optimizer.update(slope, state.optimizer, state.params, learning_rate)
+    shown = optimizer.evaluated(memory, params)
+    average = jax.tree.map(
+        lambda a, p: (ema * a + (1 - ema) * p).astype(a.dtype), state.average, shown
+    )
     return TrainState(
         params=params,
         average=average,
@@ -94,15 +97,9 @@ def _updated(state, slope, learning_rate, optimizer, ema):
 
 
 def averaged(state: TrainState, *, ema: float) -> dict:
-    """The moving average of the parameters without its start-up bias."""
-    weight = 1 - ema ** int(state.updates)
-    if weight == 0:
+    """The moving average of the parameters without its start-up bias; also of several members."""
+    weight = 1 - ema ** np.asarray(state.updates, np.float64)  # [] or [n_members]
+    if not weight.all():
         return state.params
-    return jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.average)
-
-
-def learning_rate(step: int, fraction: float, *, peak: float, warmup: int, floor: float) -> float:
-    """Linear warm-up over `warmup` steps times a cosine in the fraction of the plan, 1 to floor."""
-    rise = min(1.0, (step + 1) / max(warmup, 1))
-    fall = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(max(fraction, 0.0), 1.0)))
-    return peak * rise * fall
+    of = lambda x: weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+    return jax.tree.map(lambda x: x / jnp.asarray(of(x), x.dtype), state.average)

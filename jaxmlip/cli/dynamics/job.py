@@ -48,6 +48,9 @@ def prepared(atoms, opened, o, output, settings, source):
     limits = {"hottest": 3 * max(o["temp"], 300.0) + HOTTER, "steepest": TOO_STEEP}
     if o["allow_unstable"]:
         limits = dict.fromkeys(limits, float("inf"))
+    if o["max_uncertainty"] is not None:
+        _check_ensemble(opened)
+        limits["unsure"] = o["max_uncertainty"]
     return (
         run,
         motion,
@@ -89,7 +92,18 @@ def _observed(atoms, system, opened, o):
         summed = (len(found) - 1,)
     dipole = bool(opened.card["fields"].get("dipole")) and not atoms.pbc.any()
     functions, every = zip(*found, strict=True)
-    return functions, every, summed, ("dipole",) if dipole else ()
+    keep = ("dipole",) if dipole else ()
+    keep += ("forces_uncertainty",) if opened.card.get("members") else ()
+    return functions, every, summed, keep
+
+
+def _check_ensemble(opened):
+    if not opened.card.get("members"):
+        raise UsageError(
+            f"model '{opened.name}' is not an ensemble, so it says nothing of its forces' errors",
+            where="--max-uncertainty",
+            fix="one trained with `ensemble: 4`",
+        )
 
 
 def _files(atoms, fixed, o, output):

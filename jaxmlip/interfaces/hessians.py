@@ -1,0 +1,79 @@
+"""Second derivatives from files: Hessians of frames, and force constants as labelled supercells."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.errors import DataError
+from jaxmlip.interfaces.extxyz import read_frames
+from jaxmlip.interfaces.phonons.force_constants import ForceConstants, column_of
+
+KEY = "REF_hessian"
+
+
+def read_hessians(path, sizes) -> list:
+    """[[n, 3, n, 3] or None] of frames with `sizes` atoms, eV/Å².
+
+    From an .npz whose names end in the number of the frame (h000, h001 ...; frames without an
+    array have no Hessian), each [3n, 3n] or [n, 3, n, 3] in the order of the atoms; or from
+    extended XYZ with 9 n² numbers under REF_hessian in the comment line. NaN is not known. Raises
+    `DataError` for a name without a number, a frame that is not there, or another shape.
+    """
+    found = _from_npz(path) if Path(path).suffix == ".npz" else _from_xyz(path)
+    if not found:
+        raise DataError("no Hessians", where=str(path), code="JM220")
+    out = [None] * len(sizes)
+    for i, value in found.items():
+        where = f"{path} frame {i}"
+        if not 0 <= i < len(sizes):
+            raise DataError(
+                f"a Hessian of frame {i}, but the data have {len(sizes)} frames", where=str(path)
+            )
+        n = sizes[i]
+        if value.size != 9 * n * n or value.squeeze().shape not in (
+            (9 * n * n,),
+            (3 * n, 3 * n),
+            (n, 3, n, 3),
+        ):
+            raise DataError(
+                f"a Hessian of shape {value.shape} for {n} atoms, expected [{3 * n}, {3 * n}]",
+                where=where,
+                code="JM221",
+            )
+        out[i] = value.reshape(n, 3, n, 3)
+    return out
+
+
+def _from_npz(path):
+    out = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            number = re.search(r"(\d+)$", name)
+            if number is None:
+                raise DataError(
+                    f"the name '{name}' does not end in the number of a frame", where=str(path)
+                )
+            out[int(number[1])] = np.asarray(file[name], np.float64)
+    return out
+
+
+def _from_xyz(path):
+    frames = enumerate(read_frames(path))
+    return {i: np.asarray(f.info[KEY], np.float64) for i, f in frames if KEY in f.info}
+
+
+def supercell_hessian(constants: ForceConstants) -> tuple[Atoms, np.ndarray]:
+    """(supercell, its Hessian [n, 3, n, 3] eV/Å²) of force constants; exact by translation."""
+    atoms, shifts = constants.atoms, constants.shifts
+    n = len(atoms)
+    column = column_of(constants, np.broadcast_to(atoms, (n, n)), shifts[None] - shifts[:, None])
+    hessian = constants.values[atoms[:, None], column].transpose(0, 2, 1, 3)
+    supercell = Atoms(
+        numbers=constants.numbers[atoms],
+        positions=constants.positions[atoms] + shifts @ constants.cell,
+        cell=constants.matrix @ constants.cell,
+        pbc=True,
+    )
+    return supercell, hessian

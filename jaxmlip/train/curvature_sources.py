@@ -1,0 +1,113 @@
+"""Where labels of second derivatives come from: files of Hessians, phonopy, a teacher potential."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxmlip.data.batching import batch, make_buckets, plan
+from jaxmlip.derivatives.second.hessian import hessian_vector_product
+from jaxmlip.errors import DataError
+from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.hessians import read_hessians, supercell_hessian
+from jaxmlip.interfaces.phonons.phonopy_files import read_phonopy
+from jaxmlip.neighbors import find_edges
+from jaxmlip.potential import PER_ATOM, bind
+from jaxmlip.train.curvature import Known, from_hessian
+
+
+def with_hessians(frames, path):
+    """Frames [(System, labels)] with a label `hessian` [n, 3, n, 3] where the file has one."""
+    if path is None:
+        return frames
+    found = read_hessians(path, [system.n_atoms for system, _ in frames])
+    return [
+        (system, labels if h is None else labels | {"hessian": h})
+        for (system, labels), h in zip(frames, found, strict=True)
+    ]
+
+
+def taken(frames):
+    """(frames without the label `hessian`, [Known or None])."""
+    known = [
+        from_hessian(labels["hessian"], where=f"frame {i}", dtype=system.positions.dtype)
+        if "hessian" in labels
+        else None
+        for i, (system, labels) in enumerate(frames)
+    ]
+    drop = lambda labels: {k: v for k, v in labels.items() if k != "hessian"}
+    return [(system, drop(labels)) for system, labels in frames], known
+
+
+def phonopy_frames(files, cutoff: float, *, like: dict, dtype) -> list:
+    """A frame with a Hessian for each phonopy file, its supercell; like: labels of the others."""
+    out = []
+    for file in files:
+        atoms, hessian = supercell_hessian(read_phonopy(file)[0])
+        labels = {name: _unknown(value, name, len(atoms)) for name, value in like.items()}
+        system = from_ase(atoms, cutoff, dtype=dtype, where=str(file))
+        out.append((system, labels | {"hessian": hessian}))
+    return out
+
+
+def _unknown(value, name, n_atoms):
+    shape = (n_atoms, *value.shape[1:]) if name in PER_ATOM else value.shape
+    return np.full(shape, np.nan)
+
+
+def of_teacher(
+    potential, params, frames, *, n_directions: int = 0, seed: int = 0, max_atoms: int = 256
+) -> list[Known]:
+    """What a potential says of the Hessians of frames [(System, labels)].
+
+    n_directions: random ones, of normal numbers, whose products are computed once a frame; 0, or
+    as many as a frame has components: the whole Hessian. Products of all structures of a batch
+    are computed at once. Raises `DataError` where one is not finite.
+    """
+    if not frames:
+        return []
+    systems = [(replace(s, edges=_edges(s, potential.cutoff)), {}) for s, _ in frames]
+    potential = bind(potential, [system for system, _ in systems])
+    buckets = make_buckets(systems, n_buckets=2, max_atoms=max_atoms)
+    product = jax.jit(hessian_vector_product(potential.apply))
+    out = [None] * len(frames)
+    for b, members in plan(buckets, [s.n_atoms for s, _ in systems], seed=None):
+        system, _ = batch(systems, buckets[b], members)
+        asked = [_asked(systems[i][0], n_directions, [seed, i]) for i in members]
+        found = _products(product, params, system, asked)
+        for i, directions, products in zip(members, asked, found, strict=True):
+            if not np.isfinite(products).all():
+                raise DataError("the Hessian of the teacher is not finite", where=f"frame {i}")
+            n = systems[i][0].n_atoms
+            whole = len(directions) == 3 * n
+            out[i] = Known(None if whole else directions, products)
+    return out
+
+
+def _edges(system, cutoff):
+    return find_edges(system.positions, system.cell[0], system.pbc[0], cutoff)
+
+
+def _asked(system, n_directions, seed):
+    """[m, n, 3] the unit vectors, or random directions."""
+    n, dtype = system.n_atoms, system.positions.dtype
+    if n_directions == 0 or n_directions >= 3 * n:
+        return np.eye(3 * n, dtype=dtype).reshape(-1, n, 3)
+    return np.random.default_rng(seed).normal(size=(n_directions, n, 3)).astype(dtype)
+
+
+def _products(product, params, system, asked):
+    """H d of every structure's own directions, one of each structure at a time."""
+    stops = np.cumsum([d.shape[1] for d in asked])
+    rows = [slice(stop - d.shape[1], stop) for d, stop in zip(asked, stops, strict=True)]
+    out = [np.empty_like(d) for d in asked]
+    for j in range(max(map(len, asked))):
+        vector = np.zeros_like(system.positions)
+        for d, r in zip(asked, rows, strict=True):
+            if j < len(d):
+                vector[r] = d[j]
+        result = np.asarray(product(params, system, vector))
+        for d, r, o in zip(asked, rows, out, strict=True):
+            if j < len(d):
+                o[j] = result[r]
+    return out

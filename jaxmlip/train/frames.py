@@ -1,0 +1,176 @@
+"""The frames of a run: read, checked, isolated atoms taken out, split.
+
+What is checked before anything is computed: labels that are asked for are there, energies, forces
+and stresses belong together (`data.faults`), and nothing is left out in silence.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlip.data.card import PAIR_CUTOFF, of_frames, same_in_several
+from jaxmlip.data.duplicates import content_hash
+from jaxmlip.data.faults import find_faults
+from jaxmlip.data.free_atoms import is_free_atom
+from jaxmlip.data.splits import folds, load_split, save_split, split
+from jaxmlip.data.survey import survey
+from jaxmlip.errors import DataError
+from jaxmlip.interfaces.labels import atomic_number, read_set
+from jaxmlip.train.config import Config
+from jaxmlip.train.curvature_sources import with_hessians
+from jaxmlip.train.sources import headed
+
+SPLIT = "split.json"
+STOPPING = (  # what no run can mean; the rest is told
+    *("energy_unit", "forces_unit", "forces_sign", "energy_and_forces_disagree"),
+    *("stress_unit", "stress_sign", "forces_zero", "energies_identical", "identical_frames"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """What a run is made of; each [(System, labels)]."""
+
+    train: list
+    valid: list
+    atoms: list  # isolated atoms: they tell reference energies and are not trained on
+
+
+def read_data(config: Config, *, needed, tell=print) -> Frames:
+    """Reads and checks the frames; a split is written beside the run and used again.
+
+    needed: labels that must be there. tell: called with each thing worth knowing. Raises
+    `DataError` for faults that are certain; `data.checks: false` leaves out those of statistics.
+    """
+    data = config.data
+    one = _read(config, data.train, needed)
+    other = None if data.valid is None else _read(config, data.valid, needed)
+    for note in (*one.notes, *(other.notes if other else ())):
+        tell(note)
+    if data.checks:
+        check([("train", one), *([("valid", other)] if other else [])], needed, tell=tell)
+    frames = with_hessians(_weighted(one, config), config.curvature.hessians)
+    frames = headed(config, data.train, frames)
+    real, atoms = _without_atoms(one, data)
+    _check_some(real, one, data.train)
+    if other is not None:
+        held = with_hessians(_weighted(other, config), config.curvature.valid_hessians)
+        held = headed(config, data.valid, held)
+        kept, more = _without_atoms(other, data)
+        _check_some(kept, other, data.valid)
+        return Frames(
+            train=[frames[i] for i in real],
+            valid=[held[i] for i in kept],
+            atoms=[frames[i] for i in atoms] + [held[i] for i in more],
+        )
+    part = _split(config, one, real)
+    take = lambda indices: [frames[i] for i in indices]
+    return Frames(train=take(part["train"]), valid=take(part["valid"]), atoms=take(atoms))
+
+
+def _read(config, path, needed):
+    return read_set(
+        path,
+        float(config.model.fields["cutoff"]),
+        keys=config.data.keys,
+        units=config.data.units,
+        needed=needed,
+        dtype=np.dtype(config.dtype),
+        group_key=config.data.group_key,
+    )
+
+
+def _weighted(one, config):
+    """The frames with the weights of their config_type."""
+    factors = config.loss.config_type_weights
+    if not factors:
+        return one.frames
+    out = []
+    for (system, labels), kind in zip(one.frames, one.kinds, strict=True):
+        own = np.nan_to_num(labels.get("weight", np.ones(1)), nan=1.0)
+        out.append((system, labels | {"weight": own * float(factors.get(kind, 1.0))}))
+    return out
+
+
+def _without_atoms(one, data):
+    """(indices of frames to train on, of isolated atoms)."""
+    free = [is_free_atom(s, k) for (s, _), k in zip(one.frames, one.kinds, strict=True)]
+    atoms = [i for i, f in enumerate(free) if f]
+    real = [i for i, f in enumerate(free) if data.train_isolated_atoms or not f]
+    return real, atoms
+
+
+def _check_some(real, one, path):
+    if not real:
+        raise DataError(
+            f"no frame is left to train on: {len(one.frames)} were read, all of them are isolated "
+            "atoms",
+            where=str(path),
+            code="JM202",
+            fix="add structures of more than one atom, or data: train_isolated_atoms: true",
+        )
+
+
+def _split(config, one, real):
+    """{part: indices of frames}, made once and kept beside the run."""
+    path = Path(config.output) / SPLIT
+    hashes = [content_hash(system, labels) for system, labels in one.frames]
+    if not path.is_file():
+        groups = [one.groups[i] for i in real] if config.data.group_key else None
+        fractions = {"valid": config.data.valid_fraction}
+        part = split(len(real), fractions, seed=config.seed, groups=groups)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chosen = {name: [real[i] for i in indices] for name, indices in part.items()}
+        save_split(path, chosen, hashes=hashes)
+    return load_split(path, hashes=hashes)
+
+
+def write_folds(config: Config, folders, k: int) -> None:
+    """Writes the splits of a k-fold cross-validation, of fold 0 into the first folders, and so on.
+
+    len(folders) is a multiple of k. A split that is there already is kept: it is checked when used.
+    """
+    one = _read(config, config.data.train, ())
+    real, _ = _without_atoms(one, config.data)
+    hashes = [content_hash(system, labels) for system, labels in one.frames]
+    groups = [one.groups[i] for i in real] if config.data.group_key else None
+    parts = folds(len(real), k, seed=config.seed, groups=groups)
+    for n, folder in enumerate(map(Path, folders)):
+        held = {real[i] for i in parts[n * k // len(folders)]}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SPLIT).is_file():
+            chosen = {"valid": sorted(held), "train": [i for i in real if i not in held]}
+            save_split(folder / SPLIT, chosen, hashes=hashes)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def check(sets, needed, *, tell) -> None:
+    """Statistical checks of [(name, LabelledSet)]; certain faults of labels in `needed` raise."""
+    surveys = [survey(one.seen, name=name) for name, one in sets]
+    faults = []
+    for one in surveys:
+        for f in [*of_frames(one), *find_faults(one.sample, cutoff=PAIR_CUTOFF)]:
+            stops = f.name in STOPPING and (f.label is None or f.label in needed)
+            if stops:
+                faults.append((one.name, f))
+            elif f.fault or not f.name.endswith("_missing"):
+                tell(f"{one.name}: {f.text}")
+    for f in same_in_several(surveys):
+        tell(f.text)
+    if faults:
+        units = {f.label: f.unit for _, f in faults if f.unit}
+        mend = f"data: units: {units} converts them" if units else "mend the data"
+        raise DataError(
+            "; ".join(f"{name}: {f.text}" for name, f in faults),
+            where="data",
+            code="JM226",
+            fix=f"{mend}; data: checks: false trains on them as they are",
+        )
+
+
+def given_energies(config: Config) -> dict[int, float]:
+    """{atomic number: eV} of `data.reference_energies`."""
+    return {atomic_number(k): float(e) for k, e in config.data.reference_energies.items()}

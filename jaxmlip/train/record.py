@@ -1,0 +1,108 @@
+"""What a run folder tells of its run: configuration, data, versions, machine, and every start.
+
+`config.yaml` is the configuration with all defaults written out and `run.json` the rest, so that a
+folder can be repeated by somebody else, or years later be told why it cannot.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+import yaml
+
+from jaxmlip.errors import DataError, UsageError
+
+CONFIG, RECORD = "config.yaml", "run.json"
+DECIDING = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "numpy", "ase")  # packages
+
+
+def write_record(run) -> None:
+    """Writes both files of a run that is about to start; earlier starts in them are kept."""
+    folder = Path(run.config.output)
+    path = folder / RECORD
+    before = _read(path).get("starts", []) if path.is_file() else []
+    record = {"data": run.card["data"], "starts": [*before, _start()]}
+    text = yaml.safe_dump(asdict(run.config), sort_keys=False, allow_unicode=True)
+    for name, content in ((CONFIG, text), (RECORD, json.dumps(record, indent=1) + "\n")):
+        partial = folder / (name + ".partial")
+        partial.write_text(content)
+        os.replace(partial, folder / name)
+
+
+def config_to_repeat(folder, *, hash_of) -> tuple[Path, list[str]]:
+    """(configuration of a run folder, what has changed since in versions and machine).
+
+    hash_of: function of a path, the SHA-256 of a data file. Raises `UsageError` for a folder that
+    is not that of a run and `DataError` where the data are not those it was trained on.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / RECORD).is_file():
+        raise UsageError(
+            f"no {CONFIG} and {RECORD} here, so this is not the folder of a run",
+            where=str(folder),
+            fix="name the output folder of `jaxmlip train`",
+        )
+    record = _read(folder / RECORD)
+    paths = yaml.safe_load((folder / CONFIG).read_text())["data"]
+    for name, known in record["data"].items():
+        found = hash_of(paths[name])
+        if found != known["sha256"]:
+            raise DataError(
+                f"the {name} data have changed since: SHA-256 {found[:12]}..., "
+                f"were {known['sha256'][:12]}...",
+                where=str(paths[name]),
+                code="JM232",
+                fix="restore the file, or train anew from a configuration",
+            )
+    return folder / CONFIG, _changes(record["starts"][-1], _start())
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error}", where=str(path), fix="remove the file") from error
+
+
+def _changes(old: dict, new: dict) -> list[str]:
+    compared = ("versions", "device", "flags", "git")
+    return [f"{k}: {old.get(k)} -> {new[k]}" for k in compared if old.get(k) != new[k]]
+
+
+def _start() -> dict:
+    """When, how and on what a run is started now."""
+    devices = jax.devices()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "versions": {"python": sys.version.split()[0]} | {n: _version(n) for n in DECIDING},
+        "flags": {n: os.environ[n] for n in ("XLA_FLAGS", "JAX_ENABLE_X64") if n in os.environ},
+        "git": _commit(),
+    }
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit():
+    """The commit of a source tree that this package runs from; None for an installed one."""
+    tree = Path(__file__).parents[2]
+    if not (tree / ".git").exists():
+        return None
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
