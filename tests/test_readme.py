@@ -24,6 +24,17 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
+def test_the_configuration_of_the_readme_is_understood(tmp_path):
+    from jaxmlip.train.config import read_config
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    for name in ("train.extxyz", "valid.extxyz", "hessians.npz"):
+        (tmp_path / name).touch()
+    (tmp_path / "train.yaml").write_text(text)
+    config = read_config(tmp_path / "train.yaml")
+    assert config.ensemble == 4 and config.loss.hessian == 0.1
+
+
 def test_the_map_names_every_room():
     text = README.read_text()
     for path in Path(jaxmlip.__file__).parent.iterdir():
