@@ -1,14 +1,14 @@
-"""Do vibrations get better when every step also looks at one product of a Hessian, at what cost?
+"""Do vibrations get better when steps also look at one product of a Hessian, at what cost?
 
     python -m benchmarks.curvature_training --data SHARED/hessian_horm_t1x --out runs/curvature
     python -m benchmarks.curvature_training --data g2 --out runs/curvature_g2
     python -m benchmarks.curvature_training --data SHARED/hessian_horm_t1x --cost
 
 The same small MACE is trained three times on energies and forces: alone, with products of the
-Hessians of the training molecules along one random direction a step, and alone again for so many
-more steps that it takes the CPU time of the second. A fifth of the molecules, chosen by a hash, is
-held out; reported are errors of their harmonic frequencies (mean absolute, cm⁻¹, sorted, rigid
-motions projected out, negative where imaginary) and of their Hessians (eV/Å²).
+Hessians of the training molecules along a random direction in every second step, and alone again
+for so many more steps that it takes the CPU time of the second. Molecules are held out by a hash;
+reported are errors of their harmonic frequencies (mean absolute, cm⁻¹, sorted, rigid motions
+projected out, negative where imaginary) and of their Hessians (eV/Å²).
 
 `--data` with a folder: DFT Hessians of reactive molecules (HORM, ωB97X/6-31G*). `--data g2`: the
 H, C, N, O molecules of ASE's G2 set, displaced by 0.05 Å, with energies, forces and Hessians of
@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--cutoff", type=float, default=4.0, help="Å")
     parser.add_argument("--weight", type=float, default=0.02, help="of the Hessian in the loss")
+    parser.add_argument("--every", type=int, default=2, help="steps from one product to the next")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", action="store_true", help="times of steps only")
@@ -178,7 +179,7 @@ def configuration(given, name, epochs=None):
         },
         "data": {"train": "train.extxyz", "valid": "valid.extxyz", "checks": False},
         "loss": {"energy": 10.0, "forces": 10.0, "hessian": given.weight if with_them else 0.0},
-        "curvature": hessians if with_them else {},
+        "curvature": hessians | {"every": given.every} if with_them else {},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 50, "ema": 0.99},
         "epochs": epochs or given.epochs,
         "batch_atoms": 128,

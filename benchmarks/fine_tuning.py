@@ -24,8 +24,8 @@ from jaxmlip.pretrained import path_of
 from jaxmlip.train.accuracy import add_up, metric_sums, without_references
 from jaxmlip.train.losses import Term, huber, summary
 from jaxmlip.train.optimizers import adam
+from jaxmlip.train.references import bare_energies, energies_of, refit
 from jaxmlip.train.schedules import cosine, warm
-from jaxmlip.train.start import bare_energies, energies_of, refit
 from jaxmlip.train.step import averaged, training
 from jaxmlip.train.transfer import last_layers, low_rank, transfer, whole
 

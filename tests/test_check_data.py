@@ -17,14 +17,14 @@ from ase.io import read, write
 from jaxmlip.cli.check_data import check_data
 from jaxmlip.data.card import inspect
 from jaxmlip.data.duplicates import fingerprint, same_structures
-from jaxmlip.data.faults import find_faults
+from jaxmlip.data.faults import find_faults, mending_units
 from jaxmlip.data.rulers import free_atom
 from jaxmlip.data.survey import survey
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import iter_labelled, read_labelled, read_set
 from jaxmlip.train.config import read_config
-from jaxmlip.train.frames import read_data
+from jaxmlip.train.frames import check, read_data
 
 DATA = Path(__file__).parents[2] / "shared" / "data"  # beside a checkout, if at all
 HA, BOHR, KCAL = ase.units.Hartree, ase.units.Bohr, ase.units.kcal / ase.units.mol
@@ -145,6 +145,52 @@ def test_energies_of_valence_electrons_are_not_taken_for_another_unit():
     assert "forces_sign" in {f.name for f in wrong}
 
 
+def test_sizes_alone_are_told_and_stop_nothing(tmp_path):
+    """Soft springs without energies, or valence energies without forces: no law is broken."""
+    soft = []
+    for r in np.random.default_rng(4).uniform(0.6, 1.0, size=20):
+        atoms = Atoms("H2", [[0, 0, 0], [r, 0, 0]])
+        atoms.arrays["REF_forces"] = np.array([[3.0 * (r - 0.8), 0, 0], [-3.0 * (r - 0.8), 0, 0]])
+        soft.append(atoms)
+    told = []
+    check([("train", read_set(written(tmp_path, soft), 3.0))], ("forces",), tell=told.append)
+    assert any("forces look like" in text for text in told)
+    valence = [Atoms("O2", [[0, 0, 0], [1.2 + 0.01 * i, 0, 0]]) for i in range(10)]
+    for i, atoms in enumerate(valence):
+        atoms.info["REF_energy"] = 2 * float(free_atom(8)) / (HA / 2) + 0.1 * i
+    (found,) = find_faults(frames_of(valence), cutoff=4.5)
+    assert found.name == "energy_unit" and not found.fault
+
+
+def test_steps_over_a_steep_wall_are_no_other_unit():
+    """Two frames each of molecules that relax from too near: of exp(-10 r) over 0.45 Å the
+    trapezoid is 2.25 coth(2.25) = 2.3 times the integral.
+    """
+    rng, frames = np.random.default_rng(5), []
+    for n in range(25):
+        for r in (first := 1.0 + 0.02 * rng.normal(), first + 0.45):
+            far = [[9, 9, 5 * i] for i in range(n)]
+            atoms = Atoms("Ar2" + f"He{n}" * (n > 0), [[0, 0, 0], [r, 0, 0], *far])
+            push = 50 * np.exp(-10 * (r - 1))
+            atoms.info["REF_energy"] = push / 10
+            atoms.arrays["REF_forces"] = np.zeros((n + 2, 3))
+            atoms.arrays["REF_forces"][:2, 0] = -push, push
+            frames.append(atoms)
+    (found,) = find_faults(frames_of(frames), cutoff=4.5)
+    assert found.name == "energy_and_forces_disagree" and not found.fault
+    assert [f for f in find_faults(frames_of(frames, energy=0.2), cutoff=4.5) if f.fault]
+
+
+def test_a_sign_that_is_wrong_is_wrong_in_the_unit_that_is_named_too():
+    flipped = find_faults(frames_of(COPPER, forces=-1), cutoff=4.5)
+    assert mending_units(flipped, {}) == {"forces": "-eV/A"}
+    assert mending_units(flipped, {"forces": "kcal/mol/A"}) == {"forces": "-kcal/mol/A"}
+    assert mending_units(flipped, {"forces": "-Ha/bohr"}) == {"forces": "Ha/bohr"}
+    scaled = find_faults(frames_of(COPPER, stress=10 / GPA), cutoff=4.5)
+    assert mending_units(scaled, {}) == {"stress": "kbar"}
+    assert mending_units(scaled, {"stress": "GPa"}) == {}
+
+
 def test_energies_of_free_atoms_are_those_of_the_tables():
     """Non-relativistic Hartree-Fock energies of C, O and Ne: -37.689, -74.809, -128.547 Ha."""
     exact = np.array([-37.689, -74.809, -128.547]) * HA
@@ -245,6 +291,34 @@ def test_a_sheared_crystal_is_another_structure():
     assert same_structures([0, 0, 0], prints) == [[0, 2]]
 
 
+def test_small_displacements_of_a_supercell_are_structures_of_their_own():
+    """Plane waves vanish in a supercell: displacements of 0.01 Å, as phonons need, must count."""
+    rng, supercell = np.random.default_rng(6), bulk("Cu", cubic=True) * (3, 3, 3)
+    prints = []
+    for _ in range(12):
+        atoms = supercell.copy()
+        atoms.positions += 0.01 * rng.normal(size=(108, 3))
+        prints.append(fingerprint(from_ase(atoms, None)))
+    assert same_structures([0] * 12, prints) == []
+    assert same_structures([0] * 24, prints * 2) == [[i, i + 12] for i in range(12)]
+
+
+def test_displacements_of_different_atoms_are_told_by_their_forces(tmp_path):
+    """ReO3: an oxygen moved along its bond (stiff) or across it (soft)."""
+    cell = Atoms("ReO3", [[0, 0, 0], [1.9, 0, 0], [0, 1.9, 0], [0, 0, 1.9]], cell=[3.8] * 3)
+    cell.pbc = True
+    frames = []
+    for i, stiffness in ((1, 20.0), (2, 3.0), (3, 3.0)):
+        atoms = cell * (2, 2, 2)
+        atoms.positions[i, 0] += 0.01
+        forces = np.zeros((32, 3))
+        forces[i, 0], forces[0, 0] = -0.01 * stiffness, 0.01 * stiffness
+        atoms.arrays["REF_forces"] = forces
+        frames.append(atoms)
+    (found,) = (f for f in inspect(surveyed(tmp_path, data=frames))[0] if "repeat" in f.text)
+    assert found.name == "duplicates" and "(frames 1 = 2)" in found.text
+
+
 def surveyed(tmp_path, **files):
     return [
         survey(iter_labelled(written(tmp_path, s, f"{name}.extxyz"), None), name=name)
@@ -279,6 +353,48 @@ def test_outliers_zeros_and_copies_are_faults(tmp_path):
     for atoms in fixed:
         atoms.arrays["REF_forces"][:2] = 0
     assert "forces_constrained" in names(tmp_path, fixed)
+
+
+def test_forces_that_vanish_by_symmetry_are_no_fault(tmp_path):
+    """Volumes of a perfect crystal, with energies and stresses to learn."""
+    volumes = [bulk("Cu", cubic=True, a=a) for a in np.linspace(3.4, 3.8, 10)]
+    for atoms in volumes:
+        atoms.calc = EMT()
+        atoms.info["REF_energy"] = atoms.get_potential_energy()
+        atoms.info["REF_stress"] = atoms.get_stress(voigt=False)
+        atoms.calc = None
+        atoms.arrays["REF_forces"] = np.zeros((4, 3))
+    told = []
+    frames = begin(tmp_path, volumes, told=told)
+    assert len(frames.train) == 8 and any("zero in all frames, by symmetry" in t for t in told)
+
+
+def test_a_run_stops_at_energies_that_are_all_the_same(tmp_path):
+    same = changed(COPPER)
+    for atoms in same:
+        atoms.info["REF_energy"] = -1.0
+    with pytest.raises(DataError, match="all energies are the same") as error:
+        begin(tmp_path, same)
+    assert error.value.code == "JM226"
+
+
+def test_frames_without_a_label_of_the_loss_are_told(tmp_path):
+    """Half of the forces under another key: what is trained on is not what one thinks."""
+    half = changed(COPPER)
+    for atoms in half[::2]:
+        atoms.arrays["dft_forces"] = atoms.arrays.pop("REF_forces")
+    told = []
+    begin(tmp_path, half, told=told)
+    assert [t for t in told if "8 of 16 frames have no forces: frames 0, 2," in t]
+
+
+def test_a_group_key_that_no_frame_has_is_refused(tmp_path):
+    named = changed(COPPER)
+    for i, atoms in enumerate(named):
+        atoms.info["run"] = f"run {i // 4}"
+    with pytest.raises(DataError, match="no frame has 'ruhn', .* mean 'run'"):
+        begin(tmp_path, named, data="group_key: ruhn")
+    assert len(begin(tmp_path, named, data="group_key: run").valid) == 4
 
 
 # --- the beginning of a run ----------------------------------------------------------------------

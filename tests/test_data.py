@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from jaxmlip.data.batching import (
@@ -155,6 +156,13 @@ def test_wrong_labels_are_refused_with_their_frame(tmp_path, rng, name, value, m
     with pytest.raises(DataError, match=message) as error:
         read_labelled(written(tmp_path, [good, bad]), 3.0)
     assert "frame 1" in str(error.value)
+
+
+def test_rounding_of_a_small_stress_is_no_asymmetry(tmp_path):
+    crystal = bulk("Cu")
+    crystal.info["REF_stress"] = np.array([[1e-7, 3e-9, 0], [0, 1e-7, 0], [0, 0, -2e-7]])
+    ((_, labels),) = read_labelled(written(tmp_path, [crystal]), 3.0)
+    assert labels["stress"][0, 2, 2] == -2e-7
 
 
 def test_a_molecule_has_no_stress(tmp_path, rng):
@@ -316,6 +324,24 @@ def test_keys_are_proposed_by_name_and_shape_and_never_read_unasked(tmp_path, rn
     np.testing.assert_allclose(labels["stress"][0], -np.eye(3) / 3.61**3, rtol=1e-6)
 
 
+def test_a_reference_that_comes_late_in_a_file_is_not_passed_over(tmp_path, rng):
+    """An isolated atom with its plain energy first, then frames with REF_energy."""
+    frames = [Atoms("O", info={"dft_energy": -1.0}), water(rng, REF_energy=-3.0, dft_energy=-2.0)]
+    assert guess_keys(written(tmp_path, frames)) == ({}, {})
+
+
+def test_results_of_a_calculator_travel_in_hdf5_whatever_the_sizes(tmp_path, rng):
+    frames = [chain(n, rng) for n in (2, 5)]
+    for atoms in frames:
+        results = {"energies": np.arange(len(atoms)) * 1.0, "energy": -1.0}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["ragged"] = [[1], [1, 2]]
+    hdf5.write_frames(tmp_path / "data.h5", frames)
+    found = list(iter_atoms(tmp_path / "data.h5"))
+    np.testing.assert_array_equal(found[1].arrays["energies"], np.arange(5))
+    assert found[0].info["energy"] == -1.0
+
+
 # --- isolated atoms ------------------------------------------------------------------------------
 
 NAMES = (
@@ -337,6 +363,17 @@ def test_one_atom_of_a_crystal_is_no_isolated_atom():
     copper.set_cell(copper.cell * 4, scale_atoms=True)
     assert is_free_atom(from_ase(copper, 3.0)) and is_free_atom(from_ase(copper, None))
     assert is_free_atom(from_ase(Atoms("H"), 3.0))
+    expanded = bulk("Cu", a=5.0)  # of volumes that are scanned: 3.5 Å to the nearest
+    assert not from_ase(expanded, 3.0).edges.mask.any()
+    assert not is_free_atom(from_ase(expanded, 3.0))
+
+
+def test_an_ion_is_no_reference():
+    ion = Atoms("Na", info={"charge": 1.0})
+    assert not is_free_atom(from_ase(ion, 3.0)) and not is_free_atom(
+        from_ase(ion, 3.0), "IsolatedAtom"
+    )
+    assert reference_energies([1], [[1], [1]], [-13.0, -13.6]).values == {1: -13.6}  # two spins
 
 
 def run_with_atoms(tmp_path, rng, data="valid_fraction: 0.2"):
@@ -492,6 +529,9 @@ def test_groups_of_frames_are_not_torn_apart():
     assert 15 <= len(valid) <= 21 and sorted(valid | set(parts["train"])) == list(range(73))
     with pytest.raises(UsageError, match="too few"):
         split(10, {"valid": 0.1}, groups=["all"] * 10)
+    for seed in range(10):  # the trajectory that is nearly all is trained on
+        large = split(100, {"valid": 0.1}, seed=seed, groups=["a"] * 90 + ["b"] * 5 + ["c"] * 5)
+        assert large["train"] == list(range(90))
 
 
 def test_a_split_knows_the_frames_it_was_made_of(tmp_path):

@@ -24,11 +24,16 @@ from jaxmlip.models.leaves import by_name, is_readout, nested
 from jaxmlip.nn.linear import SpeciesEmbedding, species_index
 from jaxmlip.nn.readout import energy_prediction, read_scalar
 from jaxmlip.system import cast, edge_vectors, sum_edges, to_edges
+from jaxmlip.train.config import read_config
 from jaxmlip.train.loop import train
 from jaxmlip.train.losses import Term, squared
 from jaxmlip.train.optimizers import adam
 from jaxmlip.train.properties import add_property, readout_of, ridge, scalars
-from jaxmlip.train.start import refit
+from jaxmlip.train.record import config_to_repeat
+from jaxmlip.train.references import refit
+from jaxmlip.train.setup import file_hash, make_card
+from jaxmlip.train.sources import bare_labels, replayed
+from jaxmlip.train.start import Beginning, _moved, settle
 from jaxmlip.train.step import training
 from jaxmlip.train.transfer import last_layers, low_rank, transfer
 
@@ -174,6 +179,14 @@ def test_references_of_another_level_are_found_exactly_and_unknown_elements_take
     assert found[1] == pytest.approx(-3.0, abs=0.01) and found[16] == pytest.approx(-1001, abs=0.1)
 
 
+def test_an_element_of_which_only_crystals_of_one_atom_tell_is_no_silent_zero():
+    """Copper in its primitive cell beside water; sulphur has no energy and so no reference."""
+    numbers = [np.array(n) for n in ([8, 1, 1], [29], [16, 1, 1])]
+    energies, bare = np.array([-27.0, -3.5, np.nan]), np.array([0.0, 0.5, 0.0])
+    found, _ = refit(numbers, energies, bare, {1: -3.0, 8: -21.0})
+    assert found == pytest.approx({1: -3.0, 8: -21.0, 29: -4.0})
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 RUN = """
@@ -215,6 +228,7 @@ def test_a_run_goes_on_from_a_file_with_references_of_the_new_level(run, tmp_pat
     assert card["started_from"] == {"sha256": old["sha256"], "update": "last"}
     assert set(card["reference_energies"]) == {"1", "8"}  # carbon is not of the new level
     assert card["accuracy"]["energy_mae_meV_per_atom"] < 500  # eV/atom of another level: 140
+    assert config_to_repeat(tmp_path / "out", hash_of=file_hash)[1] == []
     potential, params, _ = checkpoint.load(path)
     methane = from_ase(Atoms("CH", [[0, 0, 0], [0, 0, 1.1]]), 3.0)
     assert np.isnan(jax.jit(potential.apply)(params, methane)["energy"]).all()
@@ -247,7 +261,6 @@ def test_elements_that_the_start_does_not_know_must_be_named(run, tmp_path):
 @pytest.mark.slow
 def test_replayed_frames_keep_their_distance_to_the_references(run, tmp_path):
     """Energies of another level move with the references, those of the start as well."""
-    from jaxmlip.train.config import read_config
     from jaxmlip.train.setup import prepare
 
     write(tmp_path / "old.extxyz", molecules(9, seed=3, offset=50.0))
@@ -271,6 +284,45 @@ def test_replayed_frames_keep_their_distance_to_the_references(run, tmp_path):
     apply = jax.jit(checkpoint.potential_of(card | {"reference_energies": {}}).apply)
     for system, labels in told.train[12:]:
         assert_allclose(labels["energy"], apply(params, system)["energy"], atol=1e-4)
+
+
+def replay_of(run, tmp_path, replay, more=""):
+    """The configuration of a run with a section `replay`."""
+    run.write_text(RUN.replace("update: last", "update: last" + more) + f"replay: {{{replay}}}\n")
+    return read_config(run, overrides={"model.fields": {"cutoff": 3.0}})
+
+
+def test_what_is_replayed_keeps_its_weights_and_isolated_atoms_stay_out(run, tmp_path):
+    old = molecules(4) + [Atoms("O", info={"REF_energy": -7.0})]
+    old[1].info["config_weight"] = 3.0
+    write(tmp_path / "old.extxyz", old)
+    config = replay_of(run, tmp_path, "train: old.extxyz, fraction: 0.9, weight: 0.5")
+    frames = replayed(config, Beginning(), TERMS, 100)
+    assert sorted(s.n_atoms for s, _ in frames) == [2, 2, 3, 3]
+    assert sorted(float(labels["weight"][0]) for _, labels in frames) == [0.5, 0.5, 0.5, 1.5]
+
+
+def test_replayed_forces_need_no_energies(run, tmp_path):
+    old = molecules(4)
+    for atoms in old:
+        del atoms.info["REF_energy"]
+    write(tmp_path / "old.extxyz", old)
+    config = replay_of(run, tmp_path, "train: old.extxyz")
+    new = labelled(tmp_path / "train.extxyz", molecules(4))
+    frames = new + replayed(config, Beginning(), TERMS, 4)
+    card = make_card(config, frames, TERMS)
+    assert card["data"]["replay"]["sha256"] == file_hash(tmp_path / "old.extxyz")
+    bare = bare_labels(frames, card)
+    assert [bool(np.isnan(labels["energy"][0])) for _, labels in bare] == 4 * [False] + 4 * [True]
+
+
+def test_energies_of_a_start_without_references_are_replayed():
+    """What is a total energy for the start is moved by the references of the new level."""
+    water = from_ase(molecules(2)[1], 3.0)
+    _, labels = _moved((water, {"energy": np.array([5.0])}), {}, {1: -1.0, 8: -10.0})
+    assert labels["energy"] == [5.0 - 12.0]
+    _, labels = _moved((water, {"energy": np.array([5.0])}), {"1": 0.0}, {1: -1.0, 8: -10.0})
+    assert np.isnan(labels["energy"])
 
 
 # --- levels of theory ----------------------------------------------------------------------------
@@ -359,6 +411,23 @@ def test_a_run_of_several_levels_reads_them_from_the_frames(run, tmp_path):
         one = select_head(card, params, head)
         out = jax.jit(checkpoint.potential_of(one[0]).apply)(one[1], from_ase(water, 3.0))
         assert float(out["energy"][0]) == pytest.approx(energy, abs=3.0)
+
+
+def test_isolated_atoms_and_given_energies_are_references_of_their_heads(run, tmp_path):
+    run.write_text(
+        RUN.replace("model: start.safetensors, update: last", "heads: [low, high]").replace(
+            "checks: false", "checks: false, reference_energies: {H: -13.5}"
+        )
+    )
+    config = read_config(run, overrides={"model.fields": {"cutoff": 3.0}})
+    of = lambda frames, i: [(s, {**l, "head": np.array([float(i)])}) for s, l in frames]
+    low = of(labelled(tmp_path / "low.extxyz", molecules(6)), 0)
+    high = of(labelled(tmp_path / "high.extxyz", molecules(6, offset=-900.0)), 1)
+    oxygen = Atoms("O", info={"REF_energy": -425.0})
+    atoms = of(labelled(tmp_path / "atom.extxyz", [oxygen]), 0)
+    found = settle(Beginning(), config, TERMS, low + high, atoms=atoms).references
+    assert found["low"] == {1: -13.5, 8: -425.0}
+    assert found["high"][1] == -13.5 and found["high"][8] == pytest.approx(-922.5, abs=20)
 
 
 def test_a_head_that_the_run_does_not_list_is_an_error_and_never_another(run, tmp_path):

@@ -86,7 +86,7 @@ def check_data(
         write_text(write_config, config)
         note(f"written: {write_config}")
     if convert is not None:
-        _convert(first, convert)
+        _convert(first, convert, skip_bad)
     output.finish(
         {"command": "check-data", **session.versions(), **_flat(parts, cards, reference)}
         | {"findings": [vars(f) for f in found], "n_faults": sum(f.fault for f in found)}
@@ -102,7 +102,7 @@ def _parts(files, train, valid, test) -> dict[str, str]:
     parts = {name: path for name, path in named.items() if path is not None}
     free = [name for name in ("train", "valid", "test") if name not in parts]
     for i, path in enumerate(files):
-        parts[free[i] if not any((train, valid, test)) and i < len(free) else f"file{i + 1}"] = path
+        parts[free[i] if i < len(free) else f"file{i + 1}"] = path
     if not parts:
         raise UsageError("no file is given", where="check-data", fix="jaxmlip check-data FILE")
     return {k: parts[k] for k in sorted(parts, key=("train", "valid", "test", *parts).index)}
@@ -144,12 +144,13 @@ def _folder(path):
     return Path.cwd() if path is None else path.resolve().parent
 
 
-def _convert(source, target):
+def _convert(source, target, skip_bad):
     from jaxmlip.interfaces.datasets import iter_atoms
     from jaxmlip.interfaces.hdf5 import write_frames
 
     with task(f"writing {target}") as tell:
-        write(target, lambda partial: tell(f"{write_frames(partial, iter_atoms(source))} frames"))
+        frames = iter_atoms(source, on_bad=(lambda error: None) if skip_bad else None)
+        write(target, lambda partial: tell(f"{write_frames(partial, frames)} frames"))
 
 
 # --- the configuration that is proposed ----------------------------------------------------------
@@ -161,8 +162,10 @@ def suggest(parts, surveys, found, reference, keys, units, *, base: Path) -> str
 
     import yaml
 
+    from jaxmlip.data.faults import mending_units
+
     one = surveys[0]
-    units = units | {f.label: f.unit for f in found if f.fault and f.unit and f.label}
+    units = units | mending_units(found, units)
     place = lambda path: os.path.relpath(Path(path).resolve(), base)
     names = list(parts)
     data = {"train": place(parts[names[0]])}

@@ -4,14 +4,15 @@ from collections import Counter
 
 import numpy as np
 
-from jaxmlip.data.duplicates import same_structures
+from jaxmlip.data.duplicates import SAME, same_structures
 from jaxmlip.data.faults import Finding, find_faults
 from jaxmlip.data.free_atoms import names_free_atom
+from jaxmlip.data.rulers import is_symmetric
 from jaxmlip.data.statistics import ReferenceEnergies, reference_energies
 from jaxmlip.data.survey import COLUMNS, Survey
 from jaxmlip.errors import DataError
 
-SIGMAS = 50.0  # a force longer than this many standard deviations is an outlier
+SIGMAS, SMALL = 50.0, 10.0  # standard deviations and eV/Å; a force longer than both: an outlier
 LARGE = 100.0  # eV/Å; longer forces are rare even in collisions
 FAR_ENERGY = 50.0, 1.0  # robust standard deviations and eV/atom from the median
 NET = 0.1  # of the sum of lengths; forces of a closed system sum to zero
@@ -139,13 +140,15 @@ def _force_findings(one):
         return []
     out, fault = [], dict(fault=True, label="forces")
     if not square[real].any():
-        text = "all forces are zero in all frames"
-        return [Finding(name="forces_zero", text=text, **fault)]
+        by_symmetry = all(map(is_symmetric, (s for s, _ in one.sample if s.n_atoms > 1)))
+        text = "all forces are zero in all frames" + ", by symmetry" * by_symmetry
+        return [Finding(name="forces_zero", label="forces", fault=not by_symmetry, text=text)]
     kept = np.sort(square[real])[: max(1, int(0.95 * real.sum()))]
     sigma = float(np.sqrt(kept.mean()))
-    if sigma > 0 and (far := real & (longest > SIGMAS * sigma)).any():
+    limit = max(SIGMAS * sigma, SMALL)
+    if sigma > 0 and (far := real & (longest > limit)).any():
         text = f"{far.sum()} frames have forces beyond {SIGMAS:g} standard deviations "
-        text += f"({SIGMAS * sigma:.3g} eV/Å; longest {longest[far].max():.3g}): {_frames(far)}"
+        text += f"({limit:.3g} eV/Å; longest {longest[far].max():.3g}): {_frames(far)}"
         out.append(Finding(name="force_outliers", text=text, **fault))
     if (large := real & (longest > LARGE)).any():
         text = f"{large.sum()} frames have forces longer than {LARGE:g} eV/Å: {_frames(large)}"
@@ -170,18 +173,18 @@ def _net_findings(one, real):
 def _energy_findings(one, reference):
     energy, size = one["energy"], one["n_atoms"]
     real = np.isfinite(energy) & (one["free"] == 0)
-    if real.sum() < 5 or reference is None:
+    if real.sum() < 5:
         return []
+    if np.ptp(energy[real]) == 0 and np.ptp(one["wave0"][real]) > SAME:
+        text = "all energies are the same though the structures differ"
+        return [Finding(name="energies_identical", fault=True, label="energy", text=text)]
     elements = one.elements
-    if not set(elements) <= set(reference.values):
+    if reference is None or not set(elements) <= set(reference.values):
         return []
     rest = energy - one.counts(elements) @ [reference.values[z] for z in elements]
     rest = rest / size
     middle = np.median(rest[real])
     sigma = 1.4826 * np.median(np.abs(rest[real] - middle))
-    if np.ptp(energy[real]) == 0 and len(np.unique(one["wave0"][real])) > 1:
-        text = "all energies are the same though the structures differ"
-        return [Finding(name="energies_identical", fault=True, label="energy", text=text)]
     far = real & (np.abs(rest - middle) > max(FAR_ENERGY[0] * sigma, FAR_ENERGY[1]))
     if not far.any():
         return []
@@ -191,8 +194,10 @@ def _energy_findings(one, reference):
 
 
 def _prints(one):
+    """Fingerprints, and sizes of the forces: they tell small displacements of different atoms."""
     first = COLUMNS.index("wave0")
-    return one.table[:, first:]
+    sizes = np.sqrt(one["force_square"]), one["force_max"]
+    return np.column_stack([one.table[:, first:], *sizes])
 
 
 def _repeated(one):

@@ -19,6 +19,7 @@ NATURAL = {("eV", "eV/A"), ("Ha", "Ha/bohr"), ("Ry", "Ry/bohr")}
 NATURAL |= {("kcal/mol", "kcal/mol/A"), ("kJ/mol", "kJ/mol/A")}
 STRESS = {"eV/A3": 1.0, "GPa": u.GPa, "kbar": u.GPa / 10, "Ha/bohr3": u.hartree / u.bohr**3}
 PRECISE, ROUGH = log(1.45), log(4.5)  # how far a slope may be from a hypothesis
+SURE = log(2.5)  # trapezoids over steep walls, as in relaxations, are off by less than this factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,20 @@ def find_faults(frames, *, cutoff: float) -> list[Finding]:
     return judge(gather(frames, cutoff=cutoff))
 
 
+def mending_units(findings, units: dict) -> dict[str, str]:
+    """{label: unit in the file} that mends the faults; units: those that are converted already, of
+    which only the sign can be told to be wrong.
+    """
+    out = {}
+    for f in findings:
+        if f.fault and f.unit and f.label:
+            known = units.get(f.label)
+            flipped = known and (known[1:] if known.startswith("-") else f"-{known}")
+            if known is None or f.factor == -1:
+                out[f.label] = flipped or f.unit
+    return out
+
+
 def judge(evidence: Evidence) -> list[Finding]:
     """The plainest units and signs that fit all rulers, told where they are not ours."""
     believed = next((e for e in _less_and_less(evidence) if any(_hypotheses(e))), None)
@@ -49,12 +64,15 @@ def judge(evidence: Evidence) -> list[Finding]:
         return [_no_relation(evidence.slope), *_stress_findings(evidence, 1.0)]
     energy, force, sign = min(_hypotheses(believed))[2:]
     minus = "-" if sign < 0 else ""
-    out = [] if believed.stiffness_counts else [_strange_bonds(evidence.fit)]
+    chemical, out = believed.stiffness_counts, []
+    if not chemical:
+        out.append(_strange_bonds(evidence.fit))
     if energy != "eV":
-        out.append(_unit_finding("energy", energy, ENERGY[energy], evidence.slope))
+        factor = ENERGY[energy]
+        out.append(_unit_finding("energy", energy, factor, evidence.slope, chemical=chemical))
     if force != "eV/A" and evidence.fit is not None:
-        factor = FORCE[force] * sign
-        out.append(_unit_finding("forces", minus + force, factor, evidence.slope))
+        unit, factor = minus + force, FORCE[force] * sign
+        out.append(_unit_finding("forces", unit, factor, evidence.slope, chemical=chemical))
     if sign < 0:
         out.append(_sign_finding(evidence.slope, minus + force))
     return out + _stress_findings(evidence, FORCE[force] * sign)
@@ -100,7 +118,7 @@ def _strange_bonds(fit):
 def _no_relation(s):
     return Finding(
         name="energy_and_forces_disagree",
-        fault=True,
+        fault=_surely_off(s),
         label="forces",
         text=f"energies change {_number(s.value)} times as much as the forces say "
         f"(+- {_number(s.error)}, correlation {s.correlation:.2f}), and no pair of units gives "
@@ -108,17 +126,25 @@ def _no_relation(s):
     )
 
 
-def _unit_finding(label, unit, factor, s):
+def _surely_off(s):
+    return s.value < 0 or abs(log(s.value)) > SURE
+
+
+def _unit_finding(label, unit, factor, s, *, chemical):
+    """A fault only if energies and forces contradict each other, surely or as bonds say, too."""
     ours = {"energy": "eV", "forces": "eV/Å"}[label]
     why = (
         f"energies change {_number(s.value)} times as much as the forces say "
         f"(correlation {s.correlation:.2f})"
         if s is not None
-        else "their size is that of no chemistry in our unit"
+        else {
+            "energy": "that would make them those of atoms with all electrons",
+            "forces": "bonds would be as stiff as in chemistry",
+        }[label]
     )
     return Finding(
         name=f"{label}_unit",
-        fault=s is not None or label == "energy",
+        fault=s is not None and (chemical or _surely_off(s)),
         label=label,
         factor=factor,
         unit=unit,

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 NAMES = re.compile(r"(isolated|iso|free|single)?[\s_\-]*atoms?([\s_\-]*(isolated|free))?", re.I)
-FAR = 6.0  # Å
+FAR = 6.0  # Å; caesium, the widest crystal of one atom a cell, has 5.2
 NAMED = re.compile(r"isolated|iso|free|single", re.I)
 
 
@@ -16,15 +16,14 @@ def names_free_atom(kind: str) -> bool:
 
 
 def is_free_atom(system, kind: str = "") -> bool:
-    """One atom that is not a crystal: its kind says so, it is not periodic, or has no neighbours.
+    """One neutral atom that is not a crystal: its kind says so, or its images are beyond `FAR`.
 
-    A periodic atom whose edges were not searched counts if its cell is longer than `FAR`.
+    Whether it has neighbours within a cutoff tells nothing: a crystal that is expanded beyond it is
+    still one. Ions are structures like others, for their energies are not those of atoms.
     """
-    if system.n_atoms != 1:
+    if system.n_atoms != 1 or float(system.charge[0]) != 0:
         return False
     if names_free_atom(kind) or not np.any(system.pbc):
         return True
-    if system.edges is None:
-        lengths = np.linalg.norm(np.asarray(system.cell[0]), axis=1)
-        return bool(lengths[np.asarray(system.pbc[0])].min() > FAR)
-    return not np.any(system.edges.mask)
+    lengths = np.linalg.norm(np.asarray(system.cell[0]), axis=1)
+    return bool(lengths[np.asarray(system.pbc[0])].min() > FAR)

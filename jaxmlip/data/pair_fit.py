@@ -143,8 +143,8 @@ def _describe(system, types, cutoff) -> _Description:
     sums = _by_kind(receivers, kind, np.concatenate(values, axis=1), system.n_atoms, last + 1)
     return _Description(
         energy=sums[:, 0].sum(axis=0),
-        laplacian=sums[:, 1],
-        forces=sums[:, 2:5],
+        laplacian=sums[:, 1].copy(),  # views would keep all of the sums
+        forces=sums[:, 2:5].copy(),
         virial=sums[:, 5:].sum(axis=0)[FULL],
     )
 

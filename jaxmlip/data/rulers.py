@@ -131,6 +131,18 @@ def _shear(x):
     return np.concatenate(pairs)
 
 
+def is_symmetric(system, *, cutoff: float = 4.5) -> bool:
+    """Whether forces vanish by symmetry: what a pair potential would pull cancels at every atom."""
+    positions, cell = np.asarray(system.positions, float), np.asarray(system.cell[0], float)
+    edges = find_edges(positions, cell, system.pbc[0], cutoff)
+    senders, shifts = np.asarray(edges.senders), np.asarray(edges.shifts)
+    vectors = positions[:, None] + shifts @ cell - positions[senders]
+    mask = np.asarray(edges.mask)[..., None]
+    pull = np.where(mask, vectors, 0) / np.where(mask, (vectors**2).sum(-1, keepdims=True), 1) ** 2
+    size = np.linalg.norm(pull, axis=-1).sum(axis=1)
+    return bool((np.linalg.norm(pull.sum(axis=1), axis=-1) <= 1e-3 * size).all())
+
+
 # --- absolute rulers -----------------------------------------------------------------------------
 
 

@@ -22,7 +22,8 @@ def split(
 
     Every named part with a positive fraction gets at least one frame. groups [n]: frames of one
     group (a trajectory, a composition) come into one part, so parts can be a little larger than
-    asked; a group named '' is none. Raises `UsageError` where nothing would be left to train.
+    asked, and groups larger than a part go to others where they can; a group named '' is none.
+    Raises `UsageError` where nothing would be left to train.
     """
     if any(f < 0 for f in fractions.values()) or sum(fractions.values()) >= 1:
         raise UsageError(f"fractions must be >= 0 and leave something to train: {fractions}")
@@ -33,12 +34,18 @@ def split(
         size = max(round(fraction * n), 1) if fraction > 0 else 0
         part: list[int] = []
         while len(part) < size and order:
-            part += order.pop(0)
+            part += order.pop(_next(order, size))
         out[name] = sorted(part)
     if not order:
         kind = "frame(s)" if len(together) == n else "group(s) of frames"
         raise UsageError(f"{len(together)} {kind} are too few for {fractions} and training")
     return out | {"train": sorted(i for part in order for i in part)}
+
+
+def _next(groups, size) -> int:
+    """The first of the groups that fits into a part of this size; else the smallest."""
+    fits = next((i for i, group in enumerate(groups) if len(group) <= size), None)
+    return min(range(len(groups)), key=lambda i: len(groups[i])) if fits is None else fits
 
 
 def folds(n: int, k: int, *, seed: int = 0, groups=None) -> list[list[int]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmlip.errors import DataError
 
-UNBOUND, BOUND = 5.0, 12.0  # eV/atom; energies above, or below by more, are not of these atoms
+UNBOUND, BOUND = 5.0, 15.0  # eV/atom; energies above, or below by more, are not of these atoms
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def reference_energies(elements, counts, energies, *, free=None, given=None) -> 
     atoms = (counts[free] > 0).any(axis=0) & ~table
     out = np.array([given.get(int(z), 0.0) for z in elements], np.float64)
     for i in np.flatnonzero(atoms):
-        out[i] = energies[free & (counts[:, i] == 1)].mean()
+        out[i] = energies[free & (counts[:, i] == 1)].min()  # of several spins: the ground state
     rest, counts, energies = ~table & ~atoms, counts[~free], energies[~free]
     unseen = elements[rest & ~(counts > 0).any(axis=0)]
     if len(unseen):

@@ -5,7 +5,8 @@ from itertools import islice
 import numpy as np
 
 from jaxmlip.interfaces.datasets import iter_atoms
-from jaxmlip.interfaces.labels import KEYS, VIRIALS, raw_label, results_of, shape_of, shaped_label
+from jaxmlip.interfaces.label_values import raw_label, results_of, shape_of, shaped_label
+from jaxmlip.interfaces.labels import KEYS, VIRIALS
 
 OTHER_NAMES = {  # how labels are called elsewhere
     "energy": ("energy", "dft_energy", "total_energy", "energy_dft", "e_dft", "u0"),
@@ -14,7 +15,7 @@ OTHER_NAMES = {  # how labels are called elsewhere
     "dipole": ("dipole", "dft_dipole", "dipole_moment", "dipoles", "mu"),
     "polarizability": ("polarizability", "polarisability", "alpha", "dft_polarizability"),
     "charges": ("charges", "dft_charges", "ref_charge", "partial_charges"),
-    "born_charges": ("born_charges", "ref_bec", "bec", "born_effective_charges", "ref_bec"),
+    "born_charges": ("born_charges", "ref_bec", "bec", "born_effective_charges"),
 }
 
 
@@ -28,11 +29,10 @@ def guess_keys(path, *, n: int = 100) -> tuple[dict, dict]:
         present = {k.lower(): k for k in (*frame.info, *frame.arrays, *results_of(frame))}
         for label, names in OTHER_NAMES.items():
             own = [KEYS[label], *(VIRIALS if label == "stress" else ())]
-            if label in keys or any(raw_label(frame, k) is not None for k in own):
-                keys.setdefault(label, None)
-                continue
+            if any(raw_label(frame, k) is not None for k in own):
+                keys[label] = None
             key = next((present[k] for k in names if k in present), None)
-            if key is not None and _fits(frame, label, key):
+            if label not in keys and key is not None and _fits(frame, label, key):
                 keys[label] = key
                 units |= {label: "eV virial"} if "virial" in key.lower() else {}
     keys = {label: key for label, key in keys.items() if key is not None}

@@ -26,6 +26,7 @@ from jaxmlip.errors import DataError, ResourceError
 FORMAT, VERSION = "jaxmlip dataset", 1
 BLOCK = 256  # frames held at once
 KNOWN_ARRAYS = {"numbers", "positions"}
+OF_ATOMS = {"forces", "charges", "magmoms", "energies", "stresses"}  # results of ASE, by atom
 
 
 def write_frames(path, frames) -> int:
@@ -184,10 +185,13 @@ def _description(atoms):
         if isinstance(value, str):
             text[name] = value
             continue
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except ValueError:  # lists of several lengths
+            continue
         if value.dtype.kind in "fiub":
             mine = name in results and value.ndim and len(value) == len(atoms)
-            (arrays if mine and name in ("forces", "charges", "magmoms") else numbers)[name] = value
+            (arrays if mine and name in OF_ATOMS else numbers)[name] = value
     arrays = {k: v.astype(float) for k, v in arrays.items() if v.dtype.kind in "fiub"}
     return arrays, {k: v.astype(float) for k, v in numbers.items()}, text
 

@@ -7,9 +7,7 @@ Which key is read: the one that is named (`keys`), else REF_<label>, and no othe
 is not taken for the reference unless it is named. Where both are there and differ, the file has to
 be asked which is meant. A stress can stand there as a virial (REF_virial): stress = -virial / V.
 
-Units are converted here, where the file's own are named: see `UNITS`; a minus before the unit flips
-the sign. `field_first` is the other layout of Born charges, [n_atoms, cartesian of the field,
-cartesian of the atom].
+Units are converted where the file's own are named: `interfaces.label_values.UNITS`.
 """
 
 import logging
@@ -19,10 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import atomic_numbers
 
-from jaxmlip import units as u
 from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.datasets import iter_atoms
+from jaxmlip.interfaces.label_values import (
+    UNITS,
+    label_value,
+    raw_label,
+    results_of,
+    shape_of,
+    shaped_label,
+)
 from jaxmlip.interfaces.read import check_occupancy
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE
 from jaxmlip.system import System
@@ -37,29 +42,6 @@ KEYS = {
 KEYS |= {"weight": "config_weight"}  # of the frame, and of one label of it
 KEYS |= {k: f"config_{k[7:]}_weight" for k in PER_STRUCTURE if k.startswith("weight:")}
 VIRIALS = ("REF_virial", "REF_virials")
-UNITS = {  # label: {unit in the file: factor to ours}
-    "energy": {
-        **{"eV": 1.0, "Ha": u.hartree, "Ry": u.hartree / 2},
-        **{"kcal/mol": u.kcal_mol, "kJ/mol": u.kJ_mol},
-    },
-    "forces": {
-        **{"eV/A": 1.0, "Ha/bohr": u.hartree / u.bohr, "Ry/bohr": u.hartree / u.bohr / 2},
-        **{"kcal/mol/A": u.kcal_mol, "kJ/mol/A": u.kJ_mol, "eV/bohr": 1 / u.bohr},
-    },
-    "stress": {
-        **{"eV/A3": 1.0, "GPa": u.GPa, "kbar": u.GPa / 10, "Ha/bohr3": u.hartree / u.bohr**3},
-        "eV virial": 1.0,
-    },
-    "dipole": {"eA": 1.0, "D": u.debye, "e bohr": u.bohr},
-    "polarizability": {
-        "e2A2/eV": 1.0,
-        "A3": 1 / u.coulomb_constant,
-        "bohr3": u.bohr**3 / u.coulomb_constant,
-    },
-    "charges": {"e": 1.0},
-    "born_charges": {"e": 1.0, "e field_first": 1.0},
-}
-VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # xx, yy, zz, yz, xz, xy
 CONFLICT = 1e-6  # of two labels of one thing, in their own unit
 
 log = logging.getLogger("jaxmlip")
@@ -123,6 +105,8 @@ def read_set(
     if not found:
         raise DataError("the file has no frames", where=str(path), code="JM202")
     _check_needed(found, {label: (KEYS | (keys or {}))[label] for label in needed}, path)
+    if group_key is not None:
+        _check_groups(found, group_key, path)
     return LabelledSet(
         frames=with_all_labels([(f.system, f.labels) for f in found]),
         kinds=[f.kind for f in found],
@@ -190,6 +174,8 @@ def reading_notes(found, path) -> list[str]:
         notes.append(
             f"{path}: {constrained} of {n} frames have constraints; labels are read as they stand"
         )
+    if any(f.group for f in found) and (alone := sum(not f.group for f in found)):
+        notes.append(f"{path}: {alone} of {n} frames have no group and are split one by one")
     return notes
 
 
@@ -223,27 +209,15 @@ def _labels(frame, named, units, where):
         unit = units.get(name)
         if name == "stress" and name not in named and raw_label(frame, key) is None:
             key = next((k for k in VIRIALS if raw_label(frame, k) is not None), key)
-            unit = "eV virial" if key in VIRIALS else unit
+            if key in VIRIALS and "virial" not in (unit or ""):
+                unit = "-eV virial" if (unit or "").startswith("-") else "eV virial"
         raw = raw_label(frame, key)
         if raw is None:
             continue
         if name not in named:
             _check_conflict(frame, name, key, raw, where)
-        labels[name], used[name] = _label(frame, name, key, raw, unit, where), key
+        labels[name], used[name] = label_value(frame, name, key, raw, unit, where), key
     return labels, used
-
-
-def raw_label(frame, key):
-    """The value as it stands in the file: never through a calculator, which applies constraints."""
-    for place in (frame.arrays, frame.info, results_of(frame)):
-        if place.get(key) is not None:
-            return place[key]
-    return None
-
-
-def results_of(frame):
-    """Where ASE puts keys of its own such as `energy`; the raw dict, not the methods over it."""
-    return getattr(frame.calc, "results", {})
 
 
 def _check_conflict(frame, name, key, raw, where):
@@ -269,74 +243,18 @@ def _check_conflict(frame, name, key, raw, where):
         )
 
 
-def shape_of(name, n_atoms):
-    return (n_atoms, *PER_ATOM[name]) if name in PER_ATOM else (1, *PER_STRUCTURE[name])
-
-
-def _label(frame, name, key, raw, unit, where):
-    shape = shape_of(name, len(frame))
-    try:
-        value = np.asarray(raw, np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"'{key}' is not numeric: {raw!r}", where=where, code="JM221") from error
-    value = shaped_label(value, shape, name, key, where)
-    if not np.isfinite(value).all():
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise DataError(
-            f"'{key}' is not finite: {value[first]} at {list(first)}",
-            where=where,
-            code="JM222",
-            fix="remove the frame, or leave the label out of it",
-        )
-    if name == "stress":
-        _check_stress(value[0], frame, key, where)
-    if name.startswith("weight") and value[0] < 0:
-        raise DataError(f"'{key}' is {value[0]:g}, below 0", where=where, code="JM228")
-    return _converted(value, name, unit, frame)
-
-
-def _converted(value, name, unit, frame):
-    if unit is None:
-        return value
-    bare = unit.removeprefix("-")
-    value = value * UNITS[name][bare] * (-1 if unit.startswith("-") else 1)
-    if bare == "eV virial":
-        return -value / abs(np.linalg.det(np.asarray(frame.cell.complete())))
-    return value.swapaxes(-1, -2) if "field_first" in bare else value
-
-
-def shaped_label(value, shape, name, key, where):
-    if name in ("stress", "polarizability") and value.shape == (6,):
-        value = value[VOIGT]
-    if name in ("stress", "polarizability", "born_charges") and value.size == np.prod(shape):
-        return value.reshape(shape)
-    elif value.size == np.prod(shape) and value.squeeze().shape == np.empty(shape).squeeze().shape:
-        return value.reshape(shape)
+def _check_groups(found, group_key, path):
+    """Without groups a split would tear trajectories apart in silence."""
+    if any(f.group for f in found):
+        return
+    present = Counter(key for f in found for key in f.keys)
     raise DataError(
-        f"'{key}' has shape {value.shape}, expected that of {name}, "
-        f"{shape if name in PER_ATOM else shape[1:]}",
-        where=where,
-        code="JM221",
-        fix="3x3 and Voigt order xx, yy, zz, yz, xz, xy are read for tensors",
+        f"no frame has '{group_key}', by which frames belong together."
+        f"{did_you_mean(group_key, present)}",
+        where=str(path),
+        code="JM220",
+        fix="name a key of the comment lines (data: group_key), or none",
     )
-
-
-def _check_stress(stress, frame, key, where):
-    if not frame.pbc.any():
-        raise DataError(
-            f"'{key}' is given for a structure without a periodic axis",
-            where=where,
-            code="JM224",
-            fix="set pbc, or remove the stress of molecules",
-        )
-    asymmetry = np.abs(stress - stress.T).max()
-    if asymmetry > 1e-3 * np.abs(stress).max():
-        raise DataError(
-            f"'{key}' is not symmetric: {stress.tolist()} differs from its transpose "
-            f"by {asymmetry:.2e}, limit 0.1 %",
-            where=where,
-            code="JM223",
-        )
 
 
 def _check_needed(found, needed, path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmlip.data.card import PAIR_CUTOFF, of_frames, same_in_several
 from jaxmlip.data.duplicates import content_hash
-from jaxmlip.data.faults import find_faults
+from jaxmlip.data.faults import find_faults, mending_units
 from jaxmlip.data.free_atoms import is_free_atom
 from jaxmlip.data.splits import folds, load_split, save_split, split
 from jaxmlip.data.survey import survey
@@ -49,7 +49,8 @@ def read_data(config: Config, *, needed, tell=print) -> Frames:
     for note in (*one.notes, *(other.notes if other else ())):
         tell(note)
     if data.checks:
-        check([("train", one), *([("valid", other)] if other else [])], needed, tell=tell)
+        sets = [("train", one), *([("valid", other)] if other else [])]
+        check(sets, needed, tell=tell, units=data.units)
     frames = with_hessians(_weighted(one, config), config.curvature.hessians)
     frames = headed(config, data.train, frames)
     real, atoms = _without_atoms(one, data)
@@ -77,7 +78,7 @@ def _read(config, path, needed):
         units=config.data.units,
         needed=needed,
         dtype=np.dtype(config.dtype),
-        group_key=config.data.group_key,
+        group_key=config.data.group_key if config.data.valid is None else None,
     )
 
 
@@ -147,22 +148,24 @@ def write_folds(config: Config, folders, k: int) -> None:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def check(sets, needed, *, tell) -> None:
-    """Statistical checks of [(name, LabelledSet)]; certain faults of labels in `needed` raise."""
+def check(sets, needed, *, tell, units=None) -> None:
+    """Statistical checks of [(name, LabelledSet)]; certain faults of labels in `needed` raise.
+
+    units: {label: unit} that were converted when reading.
+    """
     surveys = [survey(one.seen, name=name) for name, one in sets]
     faults = []
     for one in surveys:
         for f in [*of_frames(one), *find_faults(one.sample, cutoff=PAIR_CUTOFF)]:
-            stops = f.name in STOPPING and (f.label is None or f.label in needed)
-            if stops:
+            if f.fault and f.name in STOPPING and (f.label is None or f.label in needed):
                 faults.append((one.name, f))
-            elif f.fault or not f.name.endswith("_missing"):
+            elif f.fault or f.label in needed or not f.name.endswith("_missing"):
                 tell(f"{one.name}: {f.text}")
     for f in same_in_several(surveys):
         tell(f.text)
     if faults:
-        units = {f.label: f.unit for _, f in faults if f.unit}
-        mend = f"data: units: {units} converts them" if units else "mend the data"
+        found = mending_units([f for _, f in faults], units or {})
+        mend = f"data: units: {found} converts them" if found else "mend the data"
         raise DataError(
             "; ".join(f"{name}: {f.text}" for name, f in faults),
             where="data",

@@ -49,8 +49,11 @@ def config_to_repeat(folder, *, hash_of) -> tuple[Path, list[str]]:
             fix="name the output folder of `jaxmlip train`",
         )
     record = _read(folder / RECORD)
-    paths = yaml.safe_load((folder / CONFIG).read_text())["data"]
+    config = yaml.safe_load((folder / CONFIG).read_text())
+    paths = config["data"] | {"replay": (config.get("replay") or {}).get("train")}
     for name, known in record["data"].items():
+        if name == "start":
+            continue  # a model, not data: its hash is that of its weights
         found = hash_of(paths[name])
         if found != known["sha256"]:
             raise DataError(

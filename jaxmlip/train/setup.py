@@ -91,7 +91,7 @@ def prepare(
     needed = tuple(name for name in terms if name != "hessian")
     frames = read_data(config, needed=needed, tell=tell)
     train, valid = frames.train, frames.valid
-    begun = settle(begun, config, terms, train)
+    begun = settle(begun, config, terms, train, atoms=frames.atoms)
     train = train + list(begun.replay)
     train, valid, known, valid_known = second_derivatives(config, train, valid, terms, load)
     card = with_start(make_card(config, train, terms, atoms=frames.atoms), begun, config)
@@ -203,7 +203,11 @@ def make_card(config: Config, train, terms, *, atoms=()) -> dict:
         "units": {"energy": "eV", "length": "Å", "charge": "e"},
         "data": {
             name: {"file": Path(path).name, "sha256": file_hash(path)}
-            for name, path in (("train", config.data.train), ("valid", config.data.valid))
+            for name, path in (
+                ("train", config.data.train),
+                ("valid", config.data.valid),
+                ("replay", config.replay and config.replay.train),
+            )
             if path is not None
         },
         "training": {

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from jaxmlip.data.batching import batch, make_buckets, plan
+from jaxmlip.data.free_atoms import is_free_atom
 from jaxmlip.errors import DataError, did_you_mean
 from jaxmlip.interfaces.datasets import iter_atoms
-from jaxmlip.interfaces.labels import read_labelled
+from jaxmlip.interfaces.labels import read_set
 from jaxmlip.models import checkpoint
 from jaxmlip.models.heads import HEAD
 from jaxmlip.models.leaves import nested
@@ -109,7 +110,7 @@ def replayed(config: Config, begun, terms, n_new: int) -> list:
     r = config.replay
     if r is None:
         return []
-    frames = read_labelled(
+    found = read_set(
         r.train,
         float(config.model.fields["cutoff"]),
         keys=r.keys,
@@ -117,13 +118,18 @@ def replayed(config: Config, begun, terms, n_new: int) -> list:
         needed=() if r.labels == "start" else tuple(name for name in terms if name == "forces"),
         dtype=np.dtype(config.dtype),
     )
-    frames = headed(config, r.train, frames, default=r.head)
+    frames = headed(config, r.train, found.frames, default=r.head)
+    if not config.data.train_isolated_atoms:
+        each = zip(frames, found.kinds, strict=True)
+        frames = [f for f, kind in each if not is_free_atom(f[0], kind)]
     n = min(len(frames), max(1, round(n_new * r.fraction / (1 - r.fraction))))
     chosen = np.random.default_rng([config.seed, 5]).choice(len(frames), n, replace=False)
     frames = [frames[i] for i in np.sort(chosen)]
     if r.labels == "start":
         frames = labelled_by(begun, frames, terms, config)
-    return [(s, labels | {"weight": np.array([r.weight])}) for s, labels in frames]
+    unknown = {"energy": np.array([np.nan])} if "energy" in terms else {}
+    weight = lambda labels: np.nan_to_num(labels.get("weight", np.ones(1)), nan=1.0) * r.weight
+    return [(s, unknown | labels | {"weight": weight(labels)}) for s, labels in frames]
 
 
 def labelled_by(begun, frames, terms, config: Config) -> list:
@@ -151,6 +157,9 @@ def labelled_by(begun, frames, terms, config: Config) -> list:
             if "energy" in told:
                 atoms = sum(float(references.get(str(int(z)), 0.0)) for z in one.numbers)
                 told["energy"] = told["energy"] + atoms
-            out[i] = (one, {k: v for k, v in labels.items() if k == HEAD} | told)
+            if not np.any(one.pbc):
+                told.pop("stress", None)  # of a molecule there is none
+            kept = {k: v for k, v in labels.items() if k == HEAD or k.startswith("weight")}
+            out[i] = (one, kept | told)
             start = rows.stop
     return out

@@ -11,30 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jaxmlip import models
-from jaxmlip.data.batching import batch, make_buckets, plan
 from jaxmlip.data.statistics import fit_reference_energies
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.elements import covalent_radii
 from jaxmlip.interfaces.labels import atomic_number
 from jaxmlip.models import checkpoint
 from jaxmlip.models.elements import extend_elements, keep_elements
-from jaxmlip.models.heads import heads_potential, stack_heads
+from jaxmlip.models.heads import HEAD, heads_potential, stack_heads
 from jaxmlip.models.leaves import nested
-from jaxmlip.potential import bind
-from jaxmlip.system import cast
 from jaxmlip.train.config import Config, Model
+from jaxmlip.train.frames import given_energies
+from jaxmlip.train.references import energies_of, references_of
 from jaxmlip.train.sources import of_heads, replayed
 from jaxmlip.train.transfer import transfer, update_named
 
 KEPT = ("licence", "citation", "electrostatics", "dispersion")  # of the card that is started from
 BESIDE = ("uncertainty", "properties")  # fitted to what it was: not gone on with
 OWN = ("name", "level_of_theory", "sha256")  # told of it in the new card
-LIMIT = 0.5  # eV per atom that references may be off before they are said to be of another level
-FREE = 1e3  # how much more freely an element without a reference takes what is missing
 OF_LABELS = {  # what a model must have been trained to predict: label, field
     "dipole": "dipole",
     "charges": "dipole",
@@ -133,14 +129,23 @@ def _check_agreement(model: Model, card):
 # --- what the data decide ------------------------------------------------------------------------
 
 
-def settle(begun: Beginning, config: Config, terms, frames) -> Beginning:
-    """With elements and reference energies of the data, and the frames of other data to replay."""
+def settle(begun: Beginning, config: Config, terms, frames, *, atoms=()) -> Beginning:
+    """With elements and reference energies of the data, and the frames of other data to replay.
+
+    atoms: frames of isolated atoms, from which heads that begin at random have their references.
+    """
     old = replayed(config, begun, terms, len(frames))
     names = config.start.heads if config.start is not None else []
     if begun.card is None:
-        fit = lambda some: fit_reference_energies([s.numbers for s, _ in some], energies_of(some))
         groups = of_heads(names, frames + old) if names and "energy" in terms else {}
-        references = {name: fit(some) for name, some in groups.items()}
+        free = {name: [f for f in atoms if names[int(f[1][HEAD][0])] == name] for name in groups}
+        fit = lambda some, free: fit_reference_energies(
+            [s.numbers for s, _ in some + free],
+            energies_of(some + free),
+            free=[False] * len(some) + [True] * len(free),
+            given=given_energies(config),
+        )
+        references = {name: fit(some, free[name]) for name, some in groups.items()}
         return begun._replace(replay=tuple(old), references=references or None)
     elements = sorted({int(z) for s, _ in frames + old for z in np.unique(s.numbers)})
     card, leaves = _with_elements(config.start, begun, elements)
@@ -163,7 +168,8 @@ def _moved(frame, before, after):
     system, labels = frame
     if "energy" not in labels:
         return frame
-    of = lambda z: after[z] - float(before.get(str(z), np.nan))
+    unknown = np.nan if before else 0.0  # without a table a start predicts total energies
+    of = lambda z: after[z] - float(before.get(str(z), unknown))
     change = sum(of(int(z)) for z in system.numbers if z)
     return system, labels | {"energy": labels["energy"] + change}
 
@@ -219,88 +225,3 @@ def _with_elements(start, begun, elements):
         )
     like, radii = {z: like[z] for z in unknown}, {"covalent_radii": covalent_radii(unknown)}
     return extend_elements(begun.card, begun.leaves, unknown, like=like, fields=radii)
-
-
-def references_of(config: Config, card, params, frames, *, head=None) -> dict[int, float]:
-    """{atomic number: eV} of the labels of `frames` for a start with card and params.
-
-    `refit`: those of `refit`, for the elements of the frames. `keep`, or given: refused with
-    `UsageError` if `refit` shows them to be of another level of theory.
-    """
-    asked = _asked(config, head)
-    old = {int(z): float(e) for z, e in (card.get("reference_energies") or {}).items()}
-    if isinstance(asked, dict):
-        old = {atomic_number(z): float(e) for z, e in asked.items()}
-    energies = energies_of(frames)
-    if not np.isfinite(energies).any():
-        return old
-    options = {"batch_atoms": config.batch_atoms, "dtype": config.dtype}
-    bare = bare_energies(card, params, frames, **options)
-    found, shift = refit([s.numbers for s, _ in frames], energies, bare, old)
-    if asked == "refit":
-        return found
-    missing = sorted(set(found) - set(old))
-    if missing or shift > LIMIT:
-        what = f"they are {shift:.3g} eV per atom off the labels, which are of another level"
-        raise UsageError(
-            f"no reference energies for elements {missing}" if missing else what,
-            where="start.reference_energies",
-            fix="reference_energies: refit",
-        )
-    return old
-
-
-def _asked(config, head):
-    """What is to be done about reference energies; a table is of the head where there are some."""
-    asked = config.start.reference_energies
-    if not isinstance(asked, dict):
-        return config.data.reference_energies or asked
-    if head is not None and head not in asked:
-        raise UsageError(
-            f"no table for the head '{head}', there are some of {sorted(asked)}",
-            where="start.reference_energies",
-            fix="{head: {element: eV}}, or refit",
-        )
-    return asked if head is None else asked[head]
-
-
-def energies_of(frames) -> np.ndarray:
-    """The labels, [n_frames] eV float64, NaN where unknown."""
-    return np.array([labels.get("energy", [np.nan])[0] for _, labels in frames], np.float64)
-
-
-def bare_energies(card, params, frames, *, batch_atoms: int, dtype) -> np.ndarray:
-    """Energies without references that a model predicts, eV, [n_frames] float64."""
-    systems = [s for s, _ in frames]
-    potential = bind(checkpoint.potential_of({**card, "reference_energies": {}}), systems)
-    apply, params = jax.jit(potential.apply), cast(params, dtype)
-    bare = [(s, {}) for s in systems]
-    buckets = make_buckets(bare, n_buckets=1, max_atoms=batch_atoms)
-    out = np.full(len(frames), np.nan)
-    for b, members in plan(buckets, [s.n_atoms for s in systems], seed=None):
-        system, _ = batch(bare, buckets[b], members)
-        out[members] = np.asarray(apply(params, system)["energy"], np.float64)[: len(members)]
-    return out
-
-
-def refit(numbers, energies, bare, old: dict[int, float]) -> tuple[dict[int, float], float]:
-    """(reference energies, shift): the old ones plus what is missing, by least squares.
-
-    numbers: [[n_atoms]] of each structure; energies, bare: [n_structures] eV, labels (NaN where
-    unknown) and what the start predicts without references. The rest energies - bare - sum of old
-    is fitted by energies of elements, of which the smallest are taken where compositions leave a
-    choice; an element without an old one is free. shift: root mean square of the fit, eV per atom.
-    Structures of one atom are left out where there are others, for a start need not know them.
-    """
-    elements = np.unique(np.concatenate([n[n > 0] for n in map(np.asarray, numbers)]))
-    counts = np.array([(np.asarray(n)[:, None] == elements).sum(0) for n in numbers], float)
-    sizes = counts.sum(1)
-    used = np.isfinite(energies) & ((sizes > 1) | (sizes.max() == 1))
-    prior = np.array([old.get(int(z), 0.0) for z in elements])
-    rest = (np.asarray(energies) - bare - counts @ prior)[used]
-    freedom = np.array([1.0 if int(z) in old else FREE for z in elements])
-    change = freedom * np.linalg.lstsq(counts[used] * freedom, rest, rcond=None)[0]
-    known = np.array([int(z) in old for z in elements])
-    fitted = counts[used] @ np.where(known, change, 0) / sizes[used]
-    found = {int(z): float(e) for z, e in zip(elements, prior + change, strict=True)}
-    return found, float(np.sqrt(np.mean(fitted**2))) if used.any() else 0.0
