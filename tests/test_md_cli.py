@@ -73,6 +73,7 @@ REFUSED = {
     "responses without a dipole": ("--response-every 10 --format h5md", 6, "no dipole"),
     "responses nowhere": ("--response-every 10", 2, "H5MD"),
     "g(r) of a molecule": ("--rdf", 2, "periodic"),
+    "uncertainty of one model": ("--max-uncertainty 0.1", 2, "not an ensemble"),
 }
 
 
