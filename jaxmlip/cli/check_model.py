@@ -26,7 +26,7 @@ def check_model(
         typer.Argument(
             metavar="FILE",
             show_default=False,
-            help="A structure that the model should know; default a small crystal of its elements.",
+            help="A structure that the model should know; default ethanol, or a crystal.",
         ),
     ] = None,
     json: options.Json = None,
@@ -116,7 +116,7 @@ def _opened(model, file, frame, output, *, cutoff, dtype) -> dict:
     from jaxmlip.cli import session
 
     opened = session.open_model(model, str(dtype))
-    atoms = _specimen(opened.card["elements"]) if file is None else None
+    atoms = _specimen(opened) if file is None else None
     if file is not None:
         atoms = session.read(file, opened, output, frame=frame)
     make = lambda kind: of_potential(opened.potential, opened.params, dtype=kind)
@@ -153,11 +153,25 @@ def _calculator(path):
         ) from error
 
 
-def _specimen(elements):
-    """Eight atoms of the first elements of a model on a face-centred lattice, at bonding distances.
+def _specimen(opened):
+    """For want of a structure: ethanol, or a crystal of the elements of the model, at rest."""
+    from ase.build import molecule
+    from ase.optimize import FIRE
 
-    For want of a structure: no minimum of anything, but within reach of what a model has seen.
-    """
+    from jaxmlip.interfaces.calculator import PotentialCalculator
+
+    elements = opened.card["elements"]
+    if {1, 6, 8} <= {*map(int, elements)}:
+        return molecule("CH3CH2OH")
+    atoms = _crystal(elements)
+    atoms.calc = PotentialCalculator(opened.potential, opened.params, dtype=opened.dtype)
+    FIRE(atoms, logfile=None).run(fmax=0.5, steps=200)
+    atoms.calc = None
+    return atoms
+
+
+def _crystal(elements):
+    """Eight atoms of the first elements on a face-centred lattice, at bonding distances."""
     import numpy as np
     from ase import Atoms
     from ase.data import covalent_radii
