@@ -21,7 +21,8 @@ LONG = (
     "parallel readme bloch models phonons engine long_range response electrostatics mesh screening "
     "cli train so3krates mace_torch hessian nn elements cell_relaxation quasiharmonic elasticity "
     "pretrained export raman benchmarks trajectory md_cli correlation_spectra heat_flux "
-    "constant_pressure transfer data_parallel uncertainty ensemble audit dual_cutoff curvature"
+    "constant_pressure transfer data_parallel uncertainty ensemble audit dual_cutoff curvature "
+    "losses restart"
 ).split()
 SETTINGS = (
     "jax_enable_x64",
