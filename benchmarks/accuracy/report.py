@@ -43,7 +43,7 @@ def lines(name: str, found: dict) -> list[str]:
 
 
 def text(key: str, value: float) -> str:
-    """'forces 7.1 meV/Å RMSE' of 'forces_rmse_meV_per_A'."""
+    """'forces 7.123 meV/Å RMSE' of 'forces_rmse_meV_per_A'."""
     label = next(name for name in UNITS if key.startswith(name))
     kind = "MAE" if "_mae_" in key else "RMSE"
-    return f"{WORDS.get(label, label)} {value:.3g} {UNITS[label]} {kind}"
+    return f"{WORDS.get(label, label)} {value:.4g} {UNITS[label]} {kind}"
