@@ -39,7 +39,7 @@ def ready(bath=None):
     return run, thermal_motion(batch, run.bodies, jax.random.key(0), temperature=LADDER)
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 def test_every_temperature_stays_canonical_and_accepts_as_theory_says():
     run, motion = ready()
     found = list(

@@ -373,7 +373,7 @@ def test_one_head_is_an_ordinary_potential_and_none_is_chosen_silently(tmp_path)
     model, _, system, labels = two_levels(tmp_path)
     references = {"low": {"1": -1.0, "8": -2.0}, "high": {"1": -10.0, "8": -20.0}}
     fields = {"elements": [1, 8]}
-    card = {"architecture": "Small", "fields": fields, "heads": ["low", "high"]}
+    card = {"architecture": "Small", "fields": fields, "head_names": ["low", "high"]}
     card["head_reference_energies"] = references
     params = stack_heads(begin(model, system), 2)
     params["heads"]["energy_0"]["out"] = params["heads"]["energy_0"]["out"] * jnp.array(
@@ -386,7 +386,7 @@ def test_one_head_is_an_ordinary_potential_and_none_is_chosen_silently(tmp_path)
     with pytest.raises(ModelError, match="Did you mean 'high'"):
         choose_head(params, card, "hihg")
     each, apply = {}, jax.jit(potential.apply)
-    for head in card["heads"]:
+    for head in card["head_names"]:
         one = select_head(card, params, head)
         checkpoint.save(tmp_path / f"{head}.safetensors", *one)
         alone, weights, _ = checkpoint.load(tmp_path / f"{head}.safetensors")

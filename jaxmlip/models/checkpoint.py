@@ -76,7 +76,7 @@ def potential_of(card: dict) -> Potential:
     With its long-range terms (`models.plans`); `jaxmlip.bind` then gives them their plans. Of an
     ensemble ("members": n) the mean (`models.members`); with "uncertainty": {"leaves": [...]} it
     predicts that of its last layer (`models.last_layer`); with "properties" and with several
-    "heads" what `models.properties` and `models.heads` say.
+    "head_names" what `models.properties` and `models.heads` say.
     """
     model = build(card)
     plan = getattr(model, "plan", None)
@@ -93,9 +93,9 @@ def potential_of(card: dict) -> Potential:
     if card.get("reference_energies"):
         table = {int(z): float(e) for z, e in card["reference_energies"].items()}
         potential = add_reference_energies(potential, table)
-    if card.get("heads"):
+    if card.get("head_names"):
         references = card.get("head_reference_energies")
-        potential = heads_potential(potential, card["heads"], references=references)
+        potential = heads_potential(potential, card["head_names"], references=references)
     return potential
 
 

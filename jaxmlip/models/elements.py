@@ -39,7 +39,7 @@ def keep_elements(card: dict, params: dict, elements) -> tuple[dict, dict]:
     if unknown:
         raise ModelError(f"the potential does not know the elements {unknown}", code="JM507")
     name = card["architecture"]
-    if name not in FIELDS or len(wanted) == len(old) or card.get("heads"):
+    if name not in FIELDS or len(wanted) == len(old) or card.get("head_names"):
         return card, params
     rows = [old.index(z) for z in wanted]
     fields = {**card["fields"], "elements": wanted}

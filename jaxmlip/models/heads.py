@@ -98,7 +98,7 @@ def stack_heads(params, n: int):
 
 def choose_head(params, card: dict, head: str):
     """The params of several heads, with one of them chosen for all structures."""
-    return {**params, HEAD: jnp.asarray(index_of(head, card["heads"]), jnp.int32)}
+    return {**params, HEAD: jnp.asarray(index_of(head, card["head_names"]), jnp.int32)}
 
 
 def select_head(card: dict, params, head: str) -> tuple[dict, dict]:
@@ -106,10 +106,10 @@ def select_head(card: dict, params, head: str) -> tuple[dict, dict]:
 
     Raises `ModelError` for an unknown head.
     """
-    i = index_of(head, card.get("heads") or ())
+    i = index_of(head, card.get("head_names") or ())
     own = {f"params/{name}": x[i] for name, x in by_name(params["heads"]).items()}
     references = (card.get("head_reference_energies") or {}).get(head) or {}
-    left = ("heads", "head_reference_energies", "format", "sha256", "card_sha256")
+    left = ("head_names", "head_reference_energies", "format", "sha256", "card_sha256")
     card = {name: value for name, value in card.items() if name not in left}
     leaves = {**by_name({"params": params["params"]}), **own}
     return {**card, "reference_energies": references, "head": head}, nested(leaves)

@@ -95,7 +95,7 @@ def prepare(
     train = train + list(begun.replay)
     train, valid, known, valid_known = second_derivatives(config, train, valid, terms, load)
     card = with_start(make_card(config, train, terms, atoms=frames.atoms), begun, config)
-    potential = checkpoint.potential_of(card | {"reference_energies": {}, "heads": None})
+    potential = checkpoint.potential_of(card | {"reference_energies": {}, "head_names": None})
     potential = bind(potential, [system for system, _ in train + valid])
     check_dipoles(potential, card["fields"], train, terms)
     potential = moving(potential, begun, config)

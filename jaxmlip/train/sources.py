@@ -70,7 +70,7 @@ def of_heads(names, frames) -> dict:
 
 def bare_labels(frames, card: dict) -> list:
     """The frames with the energies of free atoms removed, in float64, each those of its head."""
-    if not card.get("heads"):
+    if not card.get("head_names"):
         return without_references(frames, card["reference_energies"])
     out, known = list(frames), [np.isfinite(labels[HEAD]).all() for _, labels in frames]
     if not all(known):
@@ -80,7 +80,7 @@ def bare_labels(frames, card: dict) -> list:
             code="JM233",
             fix="frames of one level of theory in a run without heads",
         )
-    for i, name in enumerate(card["heads"]):
+    for i, name in enumerate(card["head_names"]):
         places = [n for n, (_, labels) in enumerate(frames) if labels[HEAD][0] == i]
         table = (card.get("head_reference_energies") or {}).get(name)
         bare = without_references([frames[n] for n in places], table)

@@ -61,7 +61,7 @@ def begin(config: Config, terms, *, find: Callable | None = None):
     if config.start is None or config.start.model is None:
         return config, Beginning()
     card, leaves = checkpoint.read((find or Path)(config.start.model))
-    for several in ("members", "heads"):
+    for several in ("members", "head_names"):
         if card.get(several):
             raise UsageError(
                 f"a run starts from one potential; this file has {several}: {card[several]}",
@@ -182,7 +182,7 @@ def with_start(card: dict, begun: Beginning, config: Config) -> dict:
     references = {"reference_energies": begun.references} if begun.references else {}
     if heads:
         references = {"reference_energies": {}, "head_reference_energies": begun.references}
-        references["heads"] = heads
+        references["head_names"] = heads
     if begun.card is None:
         return {**card, **references}
     old = begun.potential
