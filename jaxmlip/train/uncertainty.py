@@ -105,7 +105,11 @@ def write_uncertainty(path, train, valid, *, weights=None, batch_atoms: int = 51
     if card.get("members") or card.get("head_names"):
         raise UsageError(
             "the uncertainty of a last layer is that of one model with one readout, this file has "
-            + (f"{card['members']} members" if card.get("members") else f"heads {card['head_names']}"),
+            + (
+                f"{card['members']} members"
+                if card.get("members")
+                else f"heads {card['head_names']}"
+            ),
             where=str(path),
             fix="uncertainty: false (members tell their own), or one head (models.heads)",
         )
