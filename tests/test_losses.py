@@ -13,7 +13,7 @@ from jaxmlip.errors import DataError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.system import concatenate
-from jaxmlip.train.config import read_config, stage_weights
+from jaxmlip.train.config import read_config
 from jaxmlip.train.losses import (
     Term,
     absolute,
@@ -27,6 +27,7 @@ from jaxmlip.train.losses import (
 from jaxmlip.train.optimizers import adam, muon, rule, schedule_free
 from jaxmlip.train.saving import Position
 from jaxmlip.train.schedules import cosine, validated, warm
+from jaxmlip.train.settings import stage_weights
 from jaxmlip.train.terms import make_terms
 
 # --- functions and measures ----------------------------------------------------------------------

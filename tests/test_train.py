@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
+from toy_model import springs
 
 from jaxmlip import models
 from jaxmlip.data.batching import batch, batches, make_buckets
@@ -93,18 +94,11 @@ def toy(monkeypatch):
 
 def molecules(n, seed=0, stretch=0.1):
     """Waters and hydroxyls with bonds as springs: energies and forces of a law to be learnt."""
-    rng, out = np.random.default_rng(seed), []
-    for i in range(n):
-        size = 3 if i % 3 else 2
-        positions = np.array([[0, 0, 0], [0.8, 0, 0.5], [-0.8, 0, 0.5]])[:size]
-        positions = positions + stretch * rng.normal(size=positions.shape)
-        bonds = positions[1:] - positions[0]
-        r = np.linalg.norm(bonds, axis=1, keepdims=True)
-        pull = 6.0 * (r - 0.95) * bonds / r
-        atoms = Atoms("OHH"[:size], positions)
-        atoms.info["REF_energy"] = float(-430.0 - 14 * size + 3 * ((r - 0.95) ** 2).sum())
+    out = []
+    for atoms, bonds, energy, forces in springs(n, seed=seed, stretch=stretch):
+        atoms.info["REF_energy"] = float(-430.0 - 14 * len(atoms) + energy)
         atoms.info["REF_dipole"] = 0.3 * bonds.sum(0)
-        atoms.arrays["REF_forces"] = np.concatenate([pull.sum(0, keepdims=True), -pull])
+        atoms.arrays["REF_forces"] = forces
         out.append(atoms)
     return out
 

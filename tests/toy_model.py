@@ -32,9 +32,9 @@ class ToyModel(nn.Module):
         return {"energy": sum_energies(system, energies), "energies": energies}
 
 
-def frames(n, *, seed=0, stretch=0.1, dtype=float):
-    """[(System, labels)] of waters and hydroxyls, energies (eV) and forces of springs."""
-    rng, out = np.random.default_rng(seed), []
+def springs(n, *, seed=0, stretch=0.1):
+    """(Atoms, bonds, energy eV, forces eV/Å) of n waters and hydroxyls whose bonds are springs."""
+    rng = np.random.default_rng(seed)
     for i in range(n):
         size = 3 if i % 3 else 2
         positions = np.array([[0, 0, 0], [0.8, 0, 0.5], [-0.8, 0, 0.5]])[:size]
@@ -43,7 +43,15 @@ def frames(n, *, seed=0, stretch=0.1, dtype=float):
         r = np.linalg.norm(bonds, axis=1, keepdims=True)
         pull = 6.0 * (r - 0.95) * bonds / r
         forces = np.concatenate([pull.sum(0, keepdims=True), -pull])
-        energy = 3 * ((r - 0.95) ** 2).sum()
-        system = from_ase(Atoms("OHH"[:size], positions), CUTOFF, dtype=dtype)
-        out.append((system, {"energy": np.array([energy], dtype), "forces": forces.astype(dtype)}))
-    return out
+        yield Atoms("OHH"[:size], positions), bonds, 3 * ((r - 0.95) ** 2).sum(), forces
+
+
+def frames(n, *, seed=0, stretch=0.1, dtype=float):
+    """[(System, labels)] of `springs`."""
+    return [
+        (
+            from_ase(atoms, CUTOFF, dtype=dtype),
+            {"energy": np.array([energy], dtype), "forces": forces.astype(dtype)},
+        )
+        for atoms, _, energy, forces in springs(n, seed=seed, stretch=stretch)
+    ]

@@ -17,8 +17,8 @@ from jaxmlip.data.splits import folds, load_split, save_split, split
 from jaxmlip.data.survey import survey
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import atomic_number, read_set
-from jaxmlip.train.config import Config
 from jaxmlip.train.curvature_sources import with_hessians
+from jaxmlip.train.settings import Config
 from jaxmlip.train.sources import headed
 
 SPLIT = "split.json"

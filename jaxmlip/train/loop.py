@@ -19,7 +19,7 @@ from jaxmlip.data.splits import load_split
 from jaxmlip.errors import NumericalError, ResourceError, UsageError, check_dtype, did_you_mean
 from jaxmlip.restart import newest_state, only_run, restore_state, stop_signals
 from jaxmlip.train.accuracy import add_up
-from jaxmlip.train.config import Config, read_config, stage_weights
+from jaxmlip.train.config import read_config
 from jaxmlip.train.curvature import with_directions
 from jaxmlip.train.events import introduction, step_event, to_stderr
 from jaxmlip.train.losses import add_sums, mean_loss, summary
@@ -37,6 +37,7 @@ from jaxmlip.train.saving import (
     write_metrics,
 )
 from jaxmlip.train.schedules import cosine, validated, warm
+from jaxmlip.train.settings import Config, stage_weights
 from jaxmlip.train.setup import SPLIT, Run, prepare
 from jaxmlip.train.step import averaged
 from jaxmlip.train.terms import weights_at

@@ -13,7 +13,7 @@ from jaxmlip.interfaces.labels import atomic_number
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import bind
 from jaxmlip.system import cast
-from jaxmlip.train.config import Config
+from jaxmlip.train.settings import Config
 
 LIMIT = 0.5  # eV per atom that references may be off before they are said to be of another level
 FREE = 1e3  # how much more freely an element without a reference takes what is missing

@@ -21,13 +21,13 @@ from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential, bind
 from jaxmlip.system import cast
 from jaxmlip.train.accuracy import metric_sums
-from jaxmlip.train.config import Config
 from jaxmlip.train.curvature import Known
 from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
 from jaxmlip.train.ensemble import with_members
 from jaxmlip.train.frames import SPLIT as SPLIT
 from jaxmlip.train.frames import given_energies, read_data
 from jaxmlip.train.losses import Term
+from jaxmlip.train.settings import Config
 from jaxmlip.train.sources import bare_labels, same_labels
 from jaxmlip.train.start import begin, moving, settle, with_start
 from jaxmlip.train.step import training

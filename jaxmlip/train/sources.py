@@ -19,8 +19,8 @@ from jaxmlip.models.leaves import nested
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE, bind
 from jaxmlip.system import cast
 from jaxmlip.train.accuracy import without_references
-from jaxmlip.train.config import Config
 from jaxmlip.train.prediction import labelled_prediction
+from jaxmlip.train.settings import Config
 
 
 def headed(config: Config, path, frames, *, default: str | None = None) -> list:

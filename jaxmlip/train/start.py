@@ -22,9 +22,9 @@ from jaxmlip.models import checkpoint
 from jaxmlip.models.elements import extend_elements, keep_elements
 from jaxmlip.models.heads import HEAD, heads_potential, stack_heads
 from jaxmlip.models.leaves import nested
-from jaxmlip.train.config import Config, Model
 from jaxmlip.train.frames import given_energies
 from jaxmlip.train.references import energies_of, references_of
+from jaxmlip.train.settings import Config, Model
 from jaxmlip.train.sources import of_heads, replayed
 from jaxmlip.train.transfer import transfer, update_named
 

@@ -3,7 +3,6 @@
 import jax
 
 from jaxmlip.errors import UsageError
-from jaxmlip.train.config import Config, stage_weights, weights
 from jaxmlip.train.losses import (
     Term,
     absolute,
@@ -14,6 +13,7 @@ from jaxmlip.train.losses import (
     virial_per_atom,
 )
 from jaxmlip.train.optimizers import adam, muon, schedule_free
+from jaxmlip.train.settings import Config, stage_weights, weights
 
 
 def make_terms(config: Config) -> dict[str, Term]:
