@@ -26,7 +26,7 @@ from jaxmlip.train import evaluate_model, train
 from jaxmlip.train.config import read_config
 
 HERE = Path(__file__).parent
-PUBLISHED = {"model.fields.channels": 128, "model.fields.l_max": 3, "model.fields.hidden_l": 2}
+PUBLISHED = {"model.fields.channels": 256, "model.fields.l_max": 3, "model.fields.hidden_l": 2}
 
 
 def main():
