@@ -35,6 +35,7 @@ RANK = {f"test_{name}.py": rank for rank, name in enumerate(LONG)}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
+    jax.config.update("jax_enable_x64", True)  # whatever a command of the last test has left
     quick = UNOPTIMISED and not any(map(item.get_closest_marker, ("slow", "optimised")))
     jax.config.update(OPTION, quick)
     os.environ[OPTION.upper()] = str(int(quick))
