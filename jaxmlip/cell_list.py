@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.bitmaps import WORD, nth_bits, packed
 from jaxmlip.system import Array, Edges, System, edge_vectors
 
-WORD = 32  # bits that say which atoms of a bin are near
-BLOCK = 2**16  # candidate pairs looked at together: what a cache holds
+BLOCK = 2**17  # candidate pairs looked at together: what a cache holds
 MOST_BINS = 64  # along an axis
 _product = partial(jnp.einsum, "...i,...ij->...j", precision=jax.lax.Precision.HIGHEST)
 
@@ -76,7 +76,7 @@ def plan_list(
         bins, reach = (tuple(map(tuple, x.tolist())) for x in (bins, reach))
     plan = ListPlan(cutoff=float(cutoff), bins=bins, reach=reach)
     most = int(_fullest_bin(plan, system))
-    plan = replace(plan, per_bin=whole_words(ceil(most * room)))
+    plan = replace(plan, per_bin=max(ceil(most * room), 1))
     most = int(_most_neighbors(plan, system))
     return replace(plan, width=-(-max(ceil(most * room), 1) // 4) * 4)
 
@@ -89,12 +89,6 @@ def _fullest_bin(plan, system):
 @partial(jax.jit, static_argnums=0)
 def _most_neighbors(plan, system):
     return search(plan, system).most_neighbors
-
-
-def whole_words(per_bin: int) -> int:
-    """The next number of atoms of a bin that fills words of equal length."""
-    words = -(-max(per_bin, 1) // WORD)
-    return words * -(-max(per_bin, 1) // words)
 
 
 def _sizes(system, i, cutoff, shrink):
@@ -146,7 +140,8 @@ def _around(bins, reach):
 def search(plan: ListPlan, system: System) -> Search:
     """All pairs within `plan.cutoff`, per receiver; to be compiled with a static plan."""
     system = jax.tree.map(jnp.asarray, replace(system, edges=None))
-    index, wraps, wrapped = _bin_of(plan, system)
+    # else what each pair gathers is computed anew for it
+    index, wraps, wrapped = jax.lax.optimization_barrier(_bin_of(plan, system))
     table = _table(plan, index)
     chosen, most = _near(plan, system, table, wrapped)
     edges = _edges(plan, system, table, chosen, wraps)
@@ -212,68 +207,56 @@ def _near(plan, system, table, wrapped):
     """Places of the neighbours among the candidates of their bin, [n_bins x per_bin, width], -1
     for none; and the most that an atom has.
     """
-    nothing = jnp.full((1, 3), jnp.nan, wrapped.dtype)  # for empty places: near to no atom
-    points = jnp.concatenate([wrapped, nothing])
-    stencil = _stencil(plan)
-    n, around = stencil[1].shape
+    n, around = _stencil(plan)[1].shape
     block = max(1, min(n, BLOCK // (plan.per_bin**2 * around)))
-    bins = np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block)
-
-    def of_block(bins):
-        words = _near_words(
-            plan, system, table, points, bins, [jnp.asarray(x)[bins] for x in stencil]
-        )
-        return nth_bits(words, plan.per_bin // _words(plan), plan.width)
-
-    chosen, counts = jax.lax.map(of_block, jnp.asarray(bins))
+    bins = jnp.asarray(np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block))
+    # three loops: in one, what is gathered and found is so anew for every use
+    places = jax.lax.map(partial(_candidates, plan, system, table, wrapped), bins)
+    words = jax.lax.map(partial(_near_words, plan), (bins, *places))
+    chosen, counts = jax.lax.map(partial(_listed, plan), words)
     return chosen.reshape(-1, plan.width)[: table.size], counts.max()
 
 
-def _words(plan):
-    return -(-plan.per_bin // WORD)
-
-
-def _near_words(plan, system, table, points, bins, stencil):
-    """Words [B x per_bin, A x words of a bin]: a bit for each atom that is within the cutoff."""
-    graph, around, crossed, there, itself = stencil
-    own, others, cap = table[bins], table[around], plan.per_bin
-    cell = system.cell[graph]
-    distance2 = 0.0
-    for axis in range(3):
-        x = points[:, axis]
-        moved = sum(crossed[..., i].astype(x.dtype) * cell[:, None, i, axis] for i in range(3))
-        far = x[others] + moved[..., None]
-        distance2 += (x[own][:, :, None, None] - far[:, None]) ** 2
-    near = distance2 < plan.cutoff**2  # False for NaN, an empty place
-    allowed = there & jnp.all(system.pbc[graph][:, None] | (crossed == 0), axis=-1)
-    same = itself[:, None, :, None] & np.eye(cap, dtype=bool)[:, None, :]
-    near = near & allowed[:, None, :, None] & ~same
-    return as_words(near.reshape(len(bins) * cap, -1, cap // _words(plan)))
-
-
-def as_words(near):
-    """Booleans [rows, words, bits] packed, [rows, words]."""
-    bits = np.left_shift(np.uint32(1), np.arange(near.shape[-1], dtype=np.uint32))
-    return jnp.where(near, bits, jnp.uint32(0)).sum(-1, dtype=jnp.uint32)
-
-
-def nth_bits(words, n_bits: int, width: int):
-    """Where the first `width` set bits of each row are, and how many there are in all.
-
-    words [rows, words] of `n_bits` bits each -> [rows, width] index of the bit in its row, -1
-    where there are no more; [rows]. By counting: no scatter, no sort.
+def _candidates(plan, system, table, wrapped, bins):
+    """Of some bins, for each axis (Å): atoms [B, per_bin], and those that may be near in groups of
+    a word, [B, n_words, 32]; NaN where there is none.
     """
-    counts = jax.lax.population_count(words).astype(jnp.int32)
-    first = jnp.cumsum(counts, axis=1) - counts
-    total = first[:, -1] + counts[:, -1]
-    slot = jnp.arange(width)
-    which = (first[:, None, :] <= slot[:, None]).sum(-1) - 1  # the word, [rows, width]
-    rank = slot - jnp.take_along_axis(first, which, axis=1)
-    masks = np.array([(2 << b) - 1 for b in range(n_bits)], np.uint64).astype(np.uint32)
-    word = jnp.take_along_axis(words, which, axis=1)[..., None]
-    up_to = jax.lax.population_count(word & masks).astype(jnp.int32)
-    bit = (up_to <= rank[..., None]).sum(-1)
-    return jnp.where(slot < total[:, None], which * n_bits + bit, -1).astype(jnp.int32), total
+    graph, around, crossed, there, _ = (jnp.asarray(x)[bins] for x in _stencil(plan))
+    allowed = there & jnp.all(system.pbc[graph][:, None] | (crossed == 0), axis=-1)
+    here, far = [], []
+    for axis in range(3):
+        x = jnp.append(wrapped[:, axis], jnp.nan)
+        cell = system.cell[graph, None, :, axis]
+        moved = sum(crossed[..., i].astype(x.dtype) * cell[..., i] for i in range(3))
+        moved = jnp.where(allowed, moved, jnp.nan)
+        here.append(x[table[bins]])
+        far.append(_whole_words(x[table[around]] + moved[..., None]))
+    return here, far
+
+
+def _whole_words(x):
+    """[B, A, per_bin] -> [B, n_words, 32], filled up with NaN."""
+    x = x.reshape(len(x), -1)
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % WORD)], constant_values=jnp.nan)
+    return x.reshape(len(x), -1, WORD)
+
+
+def _near_words(plan, places):
+    """Words [n_words, B x per_bin]: a bit for each candidate that is within the cutoff."""
+    bins, here, far = places
+    apart = [a[:, None, None] - x[..., None] for a, x in zip(here, far, strict=True)]
+    near = sum(x**2 for x in apart) < plan.cutoff**2  # [B, n_words, 32, per_bin]; False for NaN
+    words, itself = packed(near), jnp.asarray(_stencil(plan)[4])[bins]
+    me = jnp.argmax(itself, axis=1)[:, None] * plan.per_bin + np.arange(plan.per_bin)
+    bit = jnp.left_shift(jnp.uint32(1), (me % WORD).astype(jnp.uint32))[:, None]
+    of_me = me[:, None] // WORD == np.arange(words.shape[1])[:, None]
+    words = words & ~jnp.where(of_me, bit, jnp.uint32(0))
+    return words.transpose(1, 0, 2).reshape(words.shape[1], -1)
+
+
+def _listed(plan, words):
+    chosen, counts = nth_bits(words, plan.width)
+    return chosen.T, counts.max()
 
 
 def _edges(plan, system, table, chosen, wraps):
@@ -299,10 +282,9 @@ def narrowed(system: System, cutoff: float, width: int) -> tuple[System, Array]:
     edges = system.edges
     lengths2 = (edge_vectors(system) ** 2).sum(-1)
     near = (lengths2 < cutoff**2) & edges.mask
-    fill = -near.shape[1] % WORD
-    words = as_words(jnp.pad(near, [(0, 0), (0, fill)]).reshape(len(near), -1, WORD))
-    chosen, counts = nth_bits(words, WORD, width)
-    mask, index = chosen >= 0, jnp.maximum(chosen, 0)
+    near = jnp.pad(near.T, [(0, -near.shape[1] % WORD), (0, 0)]).reshape(-1, WORD, len(near))
+    chosen, counts = nth_bits(packed(near), width)
+    mask, index = chosen.T >= 0, jnp.maximum(chosen.T, 0)
     take = lambda x: jnp.take_along_axis(x, index, axis=1)
     shifts = jnp.stack([take(edges.shifts[..., i]) for i in range(3)], -1)
     edges = replace(edges, senders=take(edges.senders), shifts=shifts, mask=mask)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.cell_list import ListPlan, narrowed, plan_list, search, whole_words
+from jaxmlip.cell_list import ListPlan, narrowed, plan_list, search
 from jaxmlip.errors import UsageError
 from jaxmlip.system import Array, Edges
 
@@ -84,7 +84,7 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
         plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK, also=plan)
         return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
-        size = whole_words(int(np.ceil(int(health.in_bin) * GROWTH)))
+        size = int(np.ceil(int(health.in_bin) * GROWTH))
         told.append(f"atoms of a bin: {plan.per_bin} -> {size}")
         plan = replace(plan, per_bin=size)
     if health.in_list > plan.width:
