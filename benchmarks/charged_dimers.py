@@ -6,7 +6,8 @@ distances of each and asked for the others. Charges are those of the ions that t
 sum of each ion is a label). "tail": the change of energy between the last two distances over that
 of the reference. "exponent": the power of R by which the energy of ions falls between 20 and 80 Å,
 -1 for charges; a local model has no energy there. "left_apart": what is left of the binding energy
-when they are infinitely far apart, which should be nothing.
+when they are infinitely far apart, which should be nothing: with `--ions` each ion keeps its charge
+(`conserve_fragments`), else the dimer keeps that of both.
 """
 
 import time
@@ -22,13 +23,13 @@ from jaxmlip import models, units
 from jaxmlip.electrostatics import coulomb
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.extxyz import read_frames
-from jaxmlip.potential import add_electrostatics
+from jaxmlip.potential import add_electrostatics, conserve_fragments
 from jaxmlip.system import concatenate, pad
 
 BONDED = 1.8  # Å, within an ion
 APART = (20.0, 40.0, 80.0)  # Å, between the centres of ions
 ROOM = 24  # atoms of a padded dimer
-Batch = namedtuple("Batch", "system energy curve member charge")
+Batch = namedtuple("Batch", "system energy curve member charge ion")
 
 
 def rms(x):
@@ -41,8 +42,7 @@ def dimers(arguments):
     bare = _small_mace(curves, arguments)
     apart = _batch([ion for c in curves for ion in _ions(c[0])], bare.cutoff)
     seen, unseen = labelled(near, bare.cutoff), labelled(far, bare.cutoff)
-    potential = bare if arguments.local else add_electrostatics(bare, coulomb(seen.system))
-    binding = _binding(potential, apart)
+    binding = _binding(*_potentials(bare, coulomb(seen.system), arguments), apart)
     params = jax.jit(bare.init)(jax.random.key(arguments.seed), apart)
     params = fit(_loss(binding), jaxmlip.cast(params, np.float32), seen, arguments)
     energies = jax.jit(lambda params, batch: binding(params, batch)[0])
@@ -80,15 +80,27 @@ def _small_mace(curves, arguments):
     return models.MACE(
         elements=elements, cutoff=arguments.cutoff, channels=16, l_max=1, correlation=2,
         hidden_l=0, n_layers=2, radial_widths=(16, 16), avg_num_neighbors=8.0, scale=0.2,
-        dipole=far, atomic_dipoles=False, charge_weights=far,
+        dipole=far, atomic_dipoles=False, charge_weights=far and not arguments.ions,
     )  # fmt: skip
 
 
-def _binding(potential, apart):
+def _potentials(bare, solver, arguments):
+    """(batch -> the potential of its dimers, that of ions alone)."""
+    if arguments.local:
+        return lambda batch: bare, bare
+    alone = add_electrostatics(bare, solver)
+    if not arguments.ions:
+        return lambda batch: alone, alone
+    kept = lambda batch: conserve_fragments(bare, batch.ion, batch.charge.reshape(-1))
+    return lambda batch: add_electrostatics(kept(batch), solver), alone
+
+
+def _binding(of_dimers, of_ions, apart):
     """(params, batch) -> energies of dimers less those of their ions, charges of the dimers."""
 
     def binding(params, batch):
-        out, ions = potential.apply(params, batch.system), potential.apply(params, apart)
+        out = of_dimers(batch).apply(params, batch.system)
+        ions = of_ions.apply(params, apart)
         alone = ions["energy"][::2].reshape(-1, 2).sum(1)  # every other structure is padding
         return out["energy"][::2] - alone[batch.curve], out.get("charges")
 
@@ -155,12 +167,15 @@ def _pulled(atoms, distance):
 def labelled(many, cutoff) -> Batch:
     """A batch of dimers with their binding energies (eV), ions and charges of ions."""
     member = np.zeros((len(many), 2, ROOM), np.float32)
+    ion = np.zeros((len(many), ROOM), np.int32) + 2 * np.arange(len(many))[:, None]
     for i, atoms in enumerate(many):
         member[i, atoms.arrays["part"], np.arange(len(atoms))] = 1
+        ion[i, : len(atoms)] += atoms.arrays["part"]
     take = lambda f: jnp.asarray([f(a.info) for a in many])
     energy = take(lambda x: x["REF_energy"] - x["energyA"] - x["energyB"])
     charge = take(lambda x: [float(x["chargeA"]), float(x["chargeB"])])
-    return Batch(_batch(many, cutoff), energy, take(lambda x: x["curve"]), member, charge)
+    curve = take(lambda x: x["curve"])
+    return Batch(_batch(many, cutoff), energy, curve, member, charge, ion.reshape(-1))
 
 
 def _batch(many, cutoff):

@@ -20,7 +20,6 @@ from benchmarks.timing import Stopwatch, memory_mb, once
 from jaxmlip.derivatives.first import with_forces
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import MACE
-from jaxmlip.models.members import predict_members
 from jaxmlip.system import concatenate
 from jaxmlip.train.ensemble import (
     ensemble,
@@ -63,11 +62,10 @@ def first(call):
 
 def of_forces(model, n, system, labels, over):
     """(single, many, difference, CPU seconds to compile either)."""
-    potential = ensemble_potential(model, n)
+    potential = ensemble_potential(model, n, over=over)
     params = jax.jit(potential.init)(jax.random.key(0), system)
     each = split_members(params)
-    one, together_ = jax.jit(with_forces(model.apply)), with_forces(potential.apply)
-    all_ = jax.jit(predict_members(with_forces(model.apply), n) if over is in_turn else together_)
+    one, all_ = jax.jit(with_forces(model.apply)), jax.jit(with_forces(potential.apply))
     single = lambda: jax.block_until_ready(one(each[0], system))
     many = lambda: jax.block_until_ready(all_(params, system))
     (_, seconds), (out, more) = first(single), first(many)

@@ -45,6 +45,7 @@ def main():
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--local", action="store_true", help="without the long-range term")
+    parser.add_argument("--ions", action="store_true", help="dimers: each ion keeps its charge")
     parser.add_argument("--epochs", type=int, default=40, help="of a salt")
     parser.add_argument("--steps", type=int, default=800, help="dimers")
     parser.add_argument("--near", type=int, default=8, help="dimers: distances trained on")

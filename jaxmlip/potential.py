@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError
-from jaxmlip.system import Array, System, sum_energies
+from jaxmlip.system import Array, System, sum_atoms, sum_energies
 
 Prediction = dict[str, Array]
 
@@ -163,6 +163,46 @@ def add_field(potential) -> Potential:
         return out
 
     return _made(add_field, [potential], potential.init, apply, potential.cutoff)
+
+
+def conserve_fragments(potential, fragments: Array, totals: Array) -> Potential:
+    """The potential with charges that sum to the charge of each ion or molecule, not of all alone.
+
+    fragments [n_atoms]: index of the fragment of each atom of the batch (any for padding), such as
+    `electrostatics.bonded_fragments` finds them; totals [n_fragments]: their charges, e. Both hold
+    for one batch and stay as they are while atoms move. Charges of a fragment are moved by one
+    amount, so what a model shares out evenly over a structure has no say: far from all others an
+    ion has the charges and the energy that it has alone. The dipole moves with them (list the atoms
+    of a fragment at images next to one another). Apply it before `add_electrostatics`.
+
+    Charges of a structure whose fragments do not sum to its total charge are NaN.
+    """
+    n_fragments, fragments, totals = len(totals), jnp.asarray(fragments), jnp.asarray(totals)
+
+    def apply(params, system: System):
+        out = dict(potential.apply(params, system))
+        _owes(out, "conserve_fragments", "charges")
+        moved = _moved_charges(system, out["charges"], fragments, totals, n_fragments)
+        out["charges"] = out["charges"] + moved
+        if "dipole" in out:
+            out["dipole"] = out["dipole"] + sum_atoms(system, moved[:, None] * system.positions)
+        return out
+
+    make = lambda p: conserve_fragments(p, fragments, totals)
+    return _made(make, [potential], potential.init, apply, potential.cutoff)
+
+
+def _moved_charges(system, charges, fragments, totals, n_fragments):
+    """What each atom gets so that its fragment has its total, [n_atoms] e."""
+    real = system.atom_mask
+    of = lambda x: jnp.zeros(n_fragments, charges.dtype).at[fragments].add(jnp.where(real, x, 0))
+    count = jnp.maximum(of(jnp.ones_like(charges)), 1)
+    totals = totals.astype(charges.dtype)
+    share = ((totals - of(charges)) / count)[fragments]
+    sums = sum_atoms(system, (totals / count)[fragments])
+    sound = jnp.abs(sums - system.charge) < 1e-3
+    share = share * jnp.where(sound, 1.0, jnp.nan).astype(share.dtype)[system.graph]
+    return jnp.where(real, share, 0)
 
 
 def add_electrostatics(potential, solver) -> Potential:

@@ -25,6 +25,7 @@ from jaxmlip.errors import ResourceError
 KEEP = 2
 FORMAT = 1  # of a state file; a file without one is of format 1
 LOCK = "running.lock"
+LOCKED = 2**30  # the byte of it that is locked where locks are of bytes
 
 
 def save_state(folder, state, position: dict, *, step: int) -> Path:
@@ -216,14 +217,12 @@ def only_run(folder, *, force: bool = False, warn=lambda message: None):
     process, however that ends; the file says whose it is. What a killed process left is told to
     `warn` and taken over. Raises `ResourceError` where another run holds the lock, unless `force`.
     """
-    import fcntl
-
     path = Path(folder) / LOCK
     with open(path, "a+") as file:
         file.seek(0)
         owner = file.read().strip()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             if owner:
                 warn(f"the last run in {folder} did not end by itself ({owner})")
         except OSError as error:
@@ -248,6 +247,23 @@ def only_run(folder, *, force: bool = False, warn=lambda message: None):
             file.truncate(0)
 
 
+def _lock(file):
+    """Takes the lock of the operating system on an open file; `OSError` where it is held."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows: nobody else can read a byte that is locked, so one behind the end
+
+        place = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        os.lseek(file.fileno(), LOCKED, os.SEEK_SET)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        finally:
+            os.lseek(file.fileno(), place, os.SEEK_SET)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 # --- signals -----------------------------------------------------------------------------------
 
 
@@ -255,13 +271,14 @@ def only_run(folder, *, force: bool = False, warn=lambda message: None):
 def stop_signals():
     """An event that the first INT, TERM or USR1 sets; a second INT kills as usual."""
     event, old = threading.Event(), {}
+    asking = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
     def ask(number, frame):
         event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        old = {n: signal.signal(n, ask) for n in asking}
     try:
         yield event
     finally:

@@ -177,9 +177,10 @@ def sum_edges(
 def sum_atoms(system: System, values: Array) -> jax.Array:
     """Sum over the real atoms of each structure, [n_atoms, ...] -> [n_graphs, ...].
 
-    No contended scatter (slow on GPU): a plain sum for one structure, a product with the
-    membership matrix while that is small. A value that is not finite makes its own structure NaN,
-    and no other. Atoms of all devices are summed where the system is spread over several.
+    No contended scatter (slow on GPU): a plain sum for one structure, a sum over the members of
+    each while that is small. A value that is not finite spoils its own structure and no other, and
+    so does a slope that is not finite, backwards. Atoms of all devices are summed where the system
+    is spread over several.
     """
     total = _sum_devices(system, _sum_own_atoms(system, values))
     return total if system.wave is None else system.wave.sum(total)
@@ -196,13 +197,12 @@ def _sum_own_atoms(system, values):
     n = system.n_graphs
     if n == 1:
         return values.sum(0, keepdims=True)
-    if n * system.n_atoms > 2**24:
+    if n * values.size > 2**24:
         return jax.ops.segment_sum(values, system.graph, n, indices_are_sorted=True)
-    member = (system.graph[None, :] == jnp.arange(n)[:, None]).astype(values.dtype)
-    add = lambda x: jnp.einsum("gn,n...->g...", member, x, precision=jax.lax.Precision.HIGHEST)
-    finite = jnp.isfinite(values)  # 0 x NaN is NaN: what is not finite must not meet the matrix
-    broken = add((~finite).astype(values.dtype)) > 0
-    return jnp.where(broken, jnp.nan, add(jnp.where(finite, values, 0)))
+    # a choice, not a product with the membership matrix: 0 x NaN is NaN, in the derivative too
+    member = system.graph[None, :] == jnp.arange(n)[:, None]
+    member = member.reshape(*member.shape, *(1,) * (values.ndim - 1))
+    return jnp.where(member, values, 0).sum(1)
 
 
 def sum_energies(system: System, energies: Array) -> jax.Array:

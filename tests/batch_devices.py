@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose
 from structures import KEY
 from toy_model import ToyModel, frames
 
-from jaxmlip.data.batching import Bucket, batch, make_buckets
+from jaxmlip.data.batching import Bucket, batch, make_buckets, plan
 from jaxmlip.errors import UsageError
+from jaxmlip.models.heads import given, heads_potential
 from jaxmlip.train import devices
 from jaxmlip.train.losses import Term, squared
 from jaxmlip.train.step import training
@@ -37,6 +38,7 @@ def labelled():
 FRAMES = labelled()
 BUCKETS = make_buckets(FRAMES, n_buckets=1, max_atoms=12)  # each of them is compiled twice
 ATOMS = [s.n_atoms for s, _ in FRAMES]
+(WHOLE,) = make_buckets(FRAMES, n_buckets=1, max_atoms=60)  # of 8 parts of 12 at most
 
 
 def curve(step, state, data):
@@ -49,8 +51,8 @@ def curve(step, state, data):
 
 def entries():
     """20 steps of several epochs."""
-    many = [e for k in range(20) for e in devices.parallel_plan(BUCKETS, ATOMS, N, seed=0, epoch=k)]
-    return many[:20]
+    many = [e for k in range(20) for e in plan([WHOLE], ATOMS, seed=0, epoch=k)]
+    return [(0, devices.divide(members, ATOMS, N)) for _, members in many[:20]]
 
 
 def whole(entry):
@@ -114,13 +116,6 @@ def test_predictions_of_parts_are_those_of_the_parts_alone():
             assert_allclose(out["energy"][k * g : (k + 1) * g], alone["energy"], rtol=1e-12)
 
 
-def test_every_frame_is_in_one_part_of_an_epoch():
-    two = make_buckets(FRAMES, n_buckets=2, max_atoms=12)
-    plan = devices.parallel_plan(two, ATOMS, N, seed=1)
-    assert sorted(i for _, parts in plan for p in parts for i in p) == list(range(len(FRAMES)))
-    assert all(len(parts) == N for _, parts in plan)
-
-
 def test_parts_that_do_not_fit_are_refused():
     mesh = devices.device_mesh()
     one = batch(FRAMES, BUCKETS[0], BUCKETS[0].frames[:1])
@@ -131,3 +126,20 @@ def test_parts_that_do_not_fit_are_refused():
         devices.spread(MODEL, mesh).apply(MODEL.init(KEY, one[0]), frames(2)[1][0])
     with pytest.raises(UsageError, match="9 devices"):
         devices.device_mesh(9)
+
+
+def test_each_structure_is_read_by_its_own_head_wherever_it_lies():
+    """The label `head` of a structure is that of its part, as its positions are."""
+    potential = heads_potential(MODEL, ["low", "high"])
+    mesh, (b, parts) = devices.device_mesh(), entries()[0]
+    labelled = [(s, {"head": np.array([float(i % 2)])}) for i, (s, _) in enumerate(FRAMES)]
+    system, labels = devices.parallel_batch(labelled, BUCKETS[b], parts, mesh)
+    params = potential.init(KEY, whole((b, parts))[0])
+    params["heads"] = jax.tree.map(lambda x: x.at[1].mul(3.0), params["heads"])
+    spread = jax.jit(devices.spread(potential, mesh).apply)
+    out = spread(given(params, labels), system)["energy"]
+    g = BUCKETS[b].n_graphs
+    for k, members in enumerate(parts):
+        for place, i in enumerate(members):
+            alone = potential.apply({**params, "head": i % 2}, batch(FRAMES, BUCKETS[b], [i])[0])
+            assert_allclose(out[k * g + place], alone["energy"][0], rtol=1e-12)

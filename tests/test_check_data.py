@@ -153,7 +153,8 @@ def test_sizes_alone_are_told_and_stop_nothing(tmp_path):
         atoms.arrays["REF_forces"] = np.array([[3.0 * (r - 0.8), 0, 0], [-3.0 * (r - 0.8), 0, 0]])
         soft.append(atoms)
     told = []
-    check([("train", read_set(written(tmp_path, soft), 3.0))], ("forces",), tell=told.append)
+    seen = read_set(written(tmp_path, soft), 3.0).seen
+    check([survey(seen, name="train")], ("forces",), tell=told.append)
     assert any("forces look like" in text for text in told)
     valence = [Atoms("O2", [[0, 0, 0], [1.2 + 0.01 * i, 0, 0]]) for i in range(10)]
     for i, atoms in enumerate(valence):

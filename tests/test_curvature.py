@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from jaxmlip.data.batching import batch, make_buckets
 from jaxmlip.derivatives.second.hessian import hessian
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.hdf5 import write_frames
 from jaxmlip.interfaces.hessians import read_hessians, supercell_hessian
 from jaxmlip.interfaces.phonons.force_constants import ForceConstants
 from jaxmlip.interfaces.phonons.phonopy_files import write_phonopy
@@ -210,6 +212,18 @@ def test_hessians_of_frames_are_read_by_number(made, tmp_path):
     np.savez(path, hessian=made[3][0])
     with pytest.raises(DataError, match="number of a frame"):
         read_hessians(path, [3])
+    with h5py.File(tmp_path / "h.h5", "w") as file:
+        file["frame_2"] = made[3][2]
+    assert [h is None for h in read_hessians(tmp_path / "h.h5", [3, 2, 4])] == [True, True, False]
+    every = [Atoms("OH", info={"REF_hessian": made[3][1].reshape(-1) + i}) for i in range(3)]
+    del every[1].info["REF_hessian"]
+    write_frames(tmp_path / "set.h5", every)
+    first, none, last = read_hessians(tmp_path / "set.h5", [2, 2, 2])
+    np.testing.assert_array_equal(last, made[3][1] + 2)
+    assert none is None and first.shape == (2, 3, 2, 3)
+    (tmp_path / "set.h5").write_bytes(b"not HDF5")
+    with pytest.raises(DataError, match="cannot be read as HDF5"):
+        read_hessians(tmp_path / "set.h5", [2, 2, 2])
     labelled = [
         (s, labels | {"hessian": h}) for (s, labels), h in zip(made[2], made[3], strict=True)
     ]
@@ -245,5 +259,16 @@ def test_force_constants_of_phonopy_become_the_hessian_of_their_supercell(tmp_pa
         [tmp_path / "phonopy.yaml"], 5.0, like={"energy": np.zeros(1)}, dtype=np.float64
     )
     assert system.n_atoms == 8 and np.isnan(labels["energy"]).all()
+    ((system, labels),) = phonopy_frames(
+        [tmp_path / "phonopy.yaml"], 5.0, like={}, dtype=np.float64, modes=5
+    )
+    _, (known,) = taken([(system, labels)])
+    moves, square = known.directions.reshape(5, 24), labels["hessian"].reshape(24, 24)
+    # of one element a mode is an eigenvector of the Hessian: H d = m w² d, the five lowest
+    values = np.linalg.eigvalsh(square)
+    stiffness = np.einsum("ki,ki->k", moves, known.products.reshape(5, 24))
+    np.testing.assert_allclose(stiffness, values[np.abs(values) > 1e-6][:5], atol=1e-8)
+    np.testing.assert_allclose(moves @ square, stiffness[:, None] * moves, atol=1e-8)
+    np.testing.assert_allclose(known.directions.sum(1), 0, atol=1e-8)  # no translation
     order = np.sort(np.linalg.eigvalsh(labels["hessian"].reshape(24, 24)))
     np.testing.assert_allclose(order, np.linalg.eigvalsh(expected.reshape(24, 24)), atol=1e-8)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxmlip.data.batching import Bucket, plan
 from jaxmlip.errors import UsageError
-from jaxmlip.train import devices
+from jaxmlip.train import devices, processes
 
 HERE = Path(__file__).parent
 
@@ -33,18 +35,49 @@ def test_on_eight_devices():
 
 
 def test_alone_nothing_is_joined(monkeypatch):
-    for name in (*devices.ENVIRONMENT, "SLURM_NTASKS"):
+    for name in (*processes.ENVIRONMENT, "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert devices.connect() == 1
+    assert processes.connect() == 1
     monkeypatch.setenv("JAX_COORDINATOR", "localhost:1")
     with pytest.raises(UsageError, match="only some are set"):
-        devices.connect()
+        processes.connect()
+
+
+@pytest.mark.slow
+def test_runs_on_four_devices():
+    """run_devices.py in a process of its own."""
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(HERE / "run_devices.py")],
+        env=environment(4),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_parts_are_even_and_have_every_frame_of_their_batch():
+    atoms = np.random.default_rng(0).integers(2, 20, 200)
+    bucket = Bucket(120, 60, 10, tuple(range(200)))
+    todo = plan([bucket], atoms, seed=1)
+    (share,) = devices.part_buckets([bucket], todo, atoms, 4)
+    for _, members in todo:
+        parts = devices.divide(members, atoms, 4)
+        assert sorted(i for part in parts for i in part) == sorted(members)
+        loads = [atoms[part].sum() for part in parts]
+        assert max(loads) - min(loads) <= atoms[members].max()  # of the greedy rule
+        assert devices.fitting(share, parts, atoms) == share
+    wide = devices.fitting(share, [list(range(30)), []], atoms)
+    assert wide.n_atoms >= atoms[:30].sum() > wide.n_atoms / devices.GROWTH - 1
+    assert wide.n_graphs >= 31
+    with pytest.raises(UsageError, match="larger batch_atoms"):
+        devices.part_buckets([bucket], todo, atoms, 40)
 
 
 PROGRAM = """
 import sys; sys.path.insert(0, {here!r})
-from jaxmlip.train import devices
-assert devices.connect() == 2
+from jaxmlip.train import devices, processes
+assert processes.connect() == 2 == processes.connect()
 import jax
 jax.config.update("jax_enable_x64", True)
 import batch_devices as tests
@@ -91,3 +124,36 @@ def test_two_processes_of_two_devices_have_the_loss_of_one():
     expected = tests.curve(step, start, map(tests.whole, plan))[0][:, 0]
     found = [float(x) for x in lines[0].removeprefix("losses ")[1:-1].split(",")]
     assert max(abs(a - b) / b for a, b in zip(found, expected, strict=True)) < 1e-6
+
+
+RUN = """
+import sys; sys.path.insert(0, {here!r})
+import run_devices as tests
+from jaxmlip.train.loop import train
+tests.train_toy({config!r}, {{"devices": "all", "output": "both"}})
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_writes_the_metrics_of_one_device(tmp_path):
+    import run_devices as tests
+
+    tests.write_run(tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    join = {"JAX_COORDINATOR": f"localhost:{port}", "JAX_PROCESSES": "2"}
+    run = lambda i: subprocess.Popen(
+        [sys.executable, "-c", RUN.format(here=str(HERE), config=str(tmp_path / "run.yaml"))],
+        env=environment(2, **join, JAX_PROCESS=str(i)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    jobs = [run(0), run(1)]
+    texts = [job.communicate(timeout=900)[0] for job in jobs]
+    assert all(job.returncode == 0 for job in jobs), "\n".join(texts)
+    tests.train_toy(tmp_path / "run.yaml", {"output": "one"})
+    np.testing.assert_allclose(
+        tests.losses(tmp_path / "both"), tests.losses(tmp_path / "one"), rtol=1e-6
+    )

@@ -1,27 +1,32 @@
 """Members trained at once are those trained one by one; their mean and spread are one potential."""
 
 import functools
+import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ase.io import write
+from ase import Atoms
+from ase.io import read, write
 from numpy.testing import assert_allclose
 from structures import KEY, card
 from toy_model import CUTOFF, ToyModel, frames
 
-from jaxmlip import models
+from jaxmlip import Calculator, models
+from jaxmlip.cli.main import main
 from jaxmlip.data.batching import batch, make_buckets
-from jaxmlip.derivatives import hessian
+from jaxmlip.derivatives import forces, hessian, predict
 from jaxmlip.derivatives.first import with_forces
 from jaxmlip.errors import ModelError, UsageError
-from jaxmlip.interfaces.ase import to_ase
+from jaxmlip.interfaces.ase import from_ase, to_ase
 from jaxmlip.models import checkpoint
-from jaxmlip.models.members import predict_members
+from jaxmlip.potential import Potential, add_field
+from jaxmlip.system import sum_atoms
 from jaxmlip.train.ensemble import (
     ensemble,
     ensemble_potential,
@@ -37,6 +42,14 @@ from jaxmlip.train.step import training
 
 N, MODEL = 3, ToyModel()
 FRAMES = frames(8)
+
+
+def _polar(params, system):
+    out = MODEL.apply(params, system)
+    return out | {"dipole": sum_atoms(system, out["energies"][:, None] * system.positions)}
+
+
+IN_FIELD = add_field(Potential(MODEL.init, _polar, CUTOFF))
 TERMS = {"energy": Term(1.0, squared), "forces": Term(10.0, squared)}
 
 
@@ -87,43 +100,79 @@ def test_a_member_that_breaks_stops_and_the_others_go_on():
     assert not np.allclose(jax.tree.leaves(after[2])[0], jax.tree.leaves(before[2])[0])
 
 
-def test_prediction_is_the_mean_and_the_spread_of_members():
+@pytest.mark.parametrize("over", [in_turn, pytest.param(together, marks=pytest.mark.slow)])
+def test_prediction_is_the_mean_and_the_spread_of_members(over):
+    """1e-12: sums in another order."""
     system, _ = a_batch(range(8))
-    stacked = jax.jit(ensemble_potential(MODEL, N).init)(KEY, system)
+    potential = ensemble_potential(MODEL, N, over=over)
+    stacked = jax.jit(potential.init)(KEY, system)
     members = split_members(stacked)
     close(stack_members(members), stacked)
-    one = jax.jit(with_forces(MODEL.apply))
-    each = [one(w, system) for w in members]
-    for forces in (True, False):
-        together_ = ensemble_potential(MODEL, N, forces=forces)
-        out = jax.jit(with_forces(together_.apply))(stacked, system)
-        for name in ("energy", "energies", "forces"):
-            mean = np.mean([e[name] for e in each], axis=0)
-            assert_allclose(out[name], mean, rtol=1e-12, atol=1e-13)
-        spread = np.std([e["energy"] for e in each], axis=0, ddof=1)
-        assert_allclose(out["energy_uncertainty"], spread, rtol=1e-10, atol=1e-13)
-        spread = np.var([e["forces"] for e in each], axis=0, ddof=1).mean(-1) ** 0.5
-        if forces:
-            assert_allclose(out["forces_uncertainty"], spread, rtol=1e-10, atol=1e-13)
-        assert ("forces_uncertainty" in out) == forces
+    one, all_ = (jax.jit(predict(p.apply)) for p in (MODEL, potential))
+    each, out = [one(w, system) for w in members], all_(stacked, system)
+    for name in ("energy", "energies", "forces", "stress"):
+        mean = np.mean([e[name] for e in each], axis=0)
+        assert_allclose(out[name], mean, rtol=1e-12, atol=1e-13)
+    spread = np.std([e["energy"] for e in each], axis=0, ddof=1)
+    assert_allclose(out["energy_uncertainty"], spread, rtol=1e-10, atol=1e-13)
+    spread = np.var([e["forces"] for e in each], axis=0, ddof=1).mean(-1) ** 0.5
+    assert_allclose(out["forces_uncertainty"], spread, rtol=1e-10, atol=1e-13)
+    all_(stacked, replace(system, positions=system.positions + 0.1))
+    assert all_._cache_size() == 1
 
 
-def test_members_in_turn_predict_the_same():
-    system, _ = a_batch(range(8))
-    stacked = jax.jit(ensemble_potential(MODEL, N).init)(KEY, system)
-    out = jax.jit(predict_members(with_forces(MODEL.apply), N))(stacked, system)
-    expected = jax.jit(with_forces(ensemble_potential(MODEL, N).apply))(stacked, system)
-    close(out, expected, rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.slow
-def test_second_derivatives_are_means_too():
+def test_uncertainty_of_forces_is_left_out_where_it_is_not_asked_for():
     system, _ = FRAMES[1]
-    potential = ensemble_potential(MODEL, N)
+    potential = ensemble_potential(MODEL, N, forces=False)
+    out = jax.eval_shape(lambda s: potential.apply(potential.init(KEY, s), s), system)
+    assert "forces_uncertainty" not in out and out["energy_uncertainty"].shape == (1,)
+
+
+@pytest.mark.parametrize("over", [in_turn, pytest.param(together, marks=pytest.mark.slow)])
+def test_second_derivatives_are_means_too(over):
+    """1e-12: sums in another order."""
+    system, _ = FRAMES[1]
+    potential = ensemble_potential(MODEL, N, over=over)
     stacked = jax.jit(potential.init)(KEY, system)
     one, mean = (jax.jit(hessian(p.apply)) for p in (MODEL, potential))
     each = [one(w, system) for w in split_members(stacked)]
     assert_allclose(mean(stacked, system), np.mean(each, 0), atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [in_turn, together])
+def test_copies_of_an_ensemble_are_a_vmap(over):
+    system, _ = FRAMES[1]
+    potential = ensemble_potential(MODEL, N, over=over)
+    stacked = jax.jit(potential.init)(KEY, system)
+    copies = system.positions + np.linspace(0, 0.1, 2)[:, None, None] * np.arange(3)
+    force = lambda r: forces(potential.apply)(stacked, replace(system, positions=r))
+    assert_allclose(jax.vmap(force)(copies), [force(r) for r in copies], atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [in_turn, together])
+def test_slopes_that_are_there_already_are_those_of_the_energy(over):
+    """Of weights, positions, cell and field, and how they change along all; 1e-12: rounding."""
+    water = Atoms("OHH", [[0, 0, 0], [0.8, 0, 0.5], [-0.8, 0.1, 0.5]], cell=[3, 3.1, 3.2], pbc=True)
+    system = from_ase(water, CUTOFF, dtype=float)
+    known, plain = (ensemble_potential(IN_FIELD, 2, forces=f, over=over) for f in (True, False))
+    stacked = jax.jit(known.init)(KEY, system)
+    start = (stacked, *(jnp.asarray(getattr(system, k)) for k in ("positions", "cell", "field")))
+    wiggled = lambda t: lambda x: x + 0.1 * t * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+
+    def slopes(apply):
+        def energy(w, positions, cell, field):
+            moved = replace(system, positions=positions, cell=cell, field=field)
+            return apply(w, moved)["energy"].sum()
+
+        along = lambda t: energy(*jax.tree.map(wiggled(t), start))
+        back = lambda t: jax.grad(energy, (0, 1, 2, 3))(*jax.tree.map(wiggled(t), start))
+        return jax.jvp(lambda t: (along(t), back(t)), (0.0,), (1.0,))
+
+    found, expected = jax.jit(lambda: (slopes(known.apply), slopes(plain.apply)))()
+    assert all(np.abs(x).max() > 1e-6 for x in jax.tree.leaves(expected))
+    close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_what_a_member_does_not_see_is_decided_by_the_frame_alone():
@@ -167,20 +216,31 @@ def test_members_that_see_different_frames_learn_different_weights():
     assert max(jax.tree.leaves(gap)) > 1e-4
 
 
-def test_one_file_holds_an_ensemble(tmp_path, monkeypatch):
+@pytest.fixture
+def toy(monkeypatch):
+    """Files may hold the model of the tests."""
     monkeypatch.setattr(models, "_HOME", {"ToyModel": "toy_model"})
+    monkeypatch.setattr(models, "__all__", ["ToyModel"])
     monkeypatch.setitem(sys.modules, "jaxmlip.models.toy_model", sys.modules["toy_model"])
-    system, _ = a_batch(range(8))
+
+
+def an_ensemble(path, free=None):
+    """A file of `N` members with random weights."""
     potential = ensemble_potential(MODEL, N)
-    params = jax.jit(potential.init)(KEY, system)
-    fields = {"elements": [1, 8], "cutoff": CUTOFF}
+    params = jax.jit(potential.init)(KEY, FRAMES[1][0])
+    about = card("ToyModel", {"elements": [1, 8], "cutoff": CUTOFF}) | {"members": N}
+    checkpoint.save(path, about | ({"reference_energies": free} if free else {}), params)
+    return potential, params
+
+
+def test_one_file_holds_an_ensemble(tmp_path, toy):
+    system, _ = a_batch(range(8))
     free = {"1": -13.6, "8": -430.0}
-    about = card("ToyModel", fields) | {"members": N, "reference_energies": free}
-    checkpoint.save(tmp_path / "m.safetensors", about, params)
+    potential, params = an_ensemble(tmp_path / "m.safetensors", free)
     loaded, again, known = checkpoint.load(tmp_path / "m.safetensors")
     assert known["members"] == N
-    out = jax.jit(with_forces(loaded.apply))(again, system)
-    expected = jax.jit(with_forces(potential.apply))(params, system)
+    pairs = ((loaded, again), (potential, params))
+    out, expected = jax.jit(lambda: [with_forces(p.apply)(w, system) for p, w in pairs])()
     for name in ("forces", "energy_uncertainty", "forces_uncertainty"):
         assert_allclose(out[name], expected[name], rtol=1e-10, atol=1e-13)
     oxygens = np.bincount(system.graph, system.numbers == 8, minlength=system.n_graphs)
@@ -189,12 +249,33 @@ def test_one_file_holds_an_ensemble(tmp_path, monkeypatch):
     assert_allclose(out["energy"], expected["energy"] + shift, rtol=1e-12)
 
 
+def test_every_door_tells_the_uncertainty(folder, toy, capsys):
+    """Calculator, JSON, table and extended XYZ; 1e-7: what the file of structures rounds to."""
+    an_ensemble("m.safetensors")
+    (atoms,) = to_ase(FRAMES[1][0])
+    atoms.info["energy_uncertainty"] = 99.0  # of an earlier model: it must go
+    write("water.xyz", atoms)
+    command = ["singlepoint", "water.xyz", "--model", "m.safetensors", "--extxyz", "--json"]
+    assert main([*command, "found.json"]) == 0
+    assert "± (eV)" in capsys.readouterr().out
+    found = json.loads(Path("found.json").read_text())
+    atoms.calc = Calculator("m.safetensors")
+    assert atoms.get_forces().shape == (3, 3)
+    energy, force = (atoms.calc.results[f"{name}_uncertainty"] for name in ("energy", "forces"))
+    assert energy > 0 and force.shape == (3,) and (force > 0).all()
+    assert atoms.calc.get_property("energy_uncertainty", atoms) == energy
+    written = read("water_singlepoint.xyz")
+    for e, f in (
+        (found["energy_uncertainty_eV"], found["forces_uncertainty_eV_per_A"]),
+        (written.info["energy_uncertainty"], written.arrays["forces_uncertainty"]),
+    ):
+        assert_allclose(e, energy, atol=1e-7)
+        assert_allclose(f, force, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", ["ensemble: 2\nensemble_share: 0.7", "uncertainty: true"])
-def test_a_configuration_asks_for_it_and_the_run_resumes(tmp_path, monkeypatch, lines):
-    monkeypatch.setattr(models, "_HOME", {"ToyModel": "toy_model"})
-    monkeypatch.setattr(models, "__all__", ["ToyModel"])
-    monkeypatch.setitem(sys.modules, "jaxmlip.models.toy_model", sys.modules["toy_model"])
+def test_a_configuration_asks_for_it_and_the_run_resumes(tmp_path, toy, lines):
     for name, n, seed in (("train", 20, 0), ("valid", 10, 1)):
         some = []
         for system, labels in frames(n, seed=seed):

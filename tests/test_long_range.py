@@ -16,19 +16,21 @@ import jaxmlip
 from jaxmlip import models, units
 from jaxmlip.derivatives import dynamical_matrix_supercell
 from jaxmlip.derivatives.first import total_energy
-from jaxmlip.electrostatics import coulomb, ewald, inverse_power, pme
+from jaxmlip.electrostatics import bonded_fragments, coulomb, ewald, inverse_power, pme
 from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.errors import ModelError, NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import checkpoint
 from jaxmlip.neighbors import edges_within
 from jaxmlip.nn.charges import Transfers, flow, share_charge
+from jaxmlip.nn.readout import conserve_charge
 from jaxmlip.potential import (
     Potential,
     add_dispersion,
     add_electrostatics,
     add_equilibration,
     bind,
+    conserve_fragments,
 )
 from jaxmlip.system import (
     concatenate,
@@ -37,6 +39,7 @@ from jaxmlip.system import (
     strain,
     sum_atoms,
     sum_edges,
+    sum_energies,
     to_edges,
 )
 
@@ -139,6 +142,57 @@ def test_shared_charge_goes_by_weights_and_structures_keep_theirs():
     assert_allclose([q[:2].sum(), q[2:11].sum()], [1, 0], atol=1e-14)
     assert_allclose((q - 0.3)[:2], 0.4 * weights[:2] / 3, atol=1e-14)
     assert not q[11:].any()
+
+
+def ion_pair(distance):
+    """OH- and H3O+ that far apart, on purpose not in the order of the ions, and each alone."""
+    hydroxide = Atoms("OH", [[0, 0, 0], [0, 0.1, 0.96]], info={"charge": -1})
+    hydronium = Atoms("OH3", [[0, 0, 0.1], [0.9, 0.1, -0.2], [-0.5, 0.8, -0.2], [-0.5, -0.8, -0.2]])
+    hydronium.info["charge"] = 1
+    far = hydronium.copy()
+    far.translate([distance, 0, 0])
+    both = (hydroxide + far)[[0, 2, 1, 3, 4, 5]]
+    both.info["charge"] = 0
+    return both, hydroxide, hydronium
+
+
+def neighbourly(params, system):
+    """Charges of an atom's surroundings, brought to the sum of the structure as a readout does."""
+    close = (edge_vectors(system) ** 2).sum(-1)
+    seen = sum_edges(system, jnp.exp(-close) * to_edges(system, system.numbers / 8.0))
+    q = conserve_charge(system, jnp.sin(seen + system.numbers))
+    dipole = sum_atoms(system, q[:, None] * system.positions)
+    return {"energy": sum_energies(system, jnp.cos(seen)), "charges": q, "dipole": dipole}
+
+
+def test_ions_that_are_apart_keep_their_charges_and_have_the_energy_of_each_alone():
+    distance = 9000.0
+    both, *alone = (on_device(from_ase(a, 2.0)) for a in ion_pair(distance))
+    plain = Potential(lambda key, s: {}, neighbourly, 2.0)
+    fragments = bonded_fragments(both, 1.3)
+    assert fragments.tolist() == [0, 1, 0, 1, 1, 1]
+    model = add_electrostatics(conserve_fragments(plain, fragments, [-1, 1]), coulomb())
+    found = jax.jit(model.apply)({}, both)
+    assert_allclose(np.bincount(fragments, found["charges"]), [-1, 1], atol=1e-14)
+    assert_allclose(found["dipole"][0], found["charges"] @ both.positions, rtol=1e-12)
+    each = [add_electrostatics(plain, coulomb()).apply({}, ion) for ion in alone]
+    # nothing is left but the attraction of two charges, to the size of an ion over the distance
+    left = found["energy"] - sum(ion["energy"] for ion in each)
+    assert_allclose(left, -units.coulomb_constant / distance, rtol=5e-4)
+    shared = add_electrostatics(plain, coulomb()).apply({}, both)["energy"]
+    assert np.abs(shared - found["energy"]) > 0.1
+
+
+@pytest.mark.slow
+def test_the_slope_of_charges_of_fragments_is_that_of_the_energy():
+    both = on_device(from_ase(ion_pair(3.0)[0], 2.0))
+    plain = Potential(lambda key, s: {}, neighbourly, 2.0)
+    fragments = np.array([0, 1, 0, 1, 1, 1])
+    model = add_electrostatics(conserve_fragments(plain, fragments, [-1, 1]), coulomb())
+    slope, curvature = derivative_errors(model.apply, {}, both)
+    assert slope < 1e-6 and curvature < 1e-6
+    wrong = conserve_fragments(plain, fragments, [-1, 2])
+    assert np.isnan(wrong.apply({}, both)["charges"]).all()
 
 
 @cache

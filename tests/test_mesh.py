@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from jaxmlip.electrostatics import ewald
-from jaxmlip.electrostatics.mesh import gaussian, p3m, planning, pme, prolate, splines
+from jaxmlip import units
+from jaxmlip.electrostatics import coulomb, ewald
+from jaxmlip.electrostatics.mesh import (
+    gaussian,
+    p3m,
+    planning,
+    pme,
+    prolate,
+    reciprocal,
+    short_range,
+    splines,
+)
 from jaxmlip.errors import ResourceError, UsageError
 from jaxmlip.neighbors import find_edges
 from jaxmlip.system import System, cast, concatenate, pad, strain
@@ -189,6 +199,57 @@ def test_energies_are_smooth_under_strain():
     assert np.abs(fit(np.asarray(x)) - values).max() < 1e-7 * np.abs(values).max()
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """-> a function that from then on has pairs and atoms of 54 charges summed in many blocks."""
+
+    def set_them():
+        monkeypatch.setattr(short_range, "BLOCK", 700)
+        monkeypatch.setattr(reciprocal, "BLOCK", 11 * 4**3)
+        monkeypatch.setattr(reciprocal, "EDGE", 2)
+
+    return set_them
+
+
+def test_sums_over_blocks_of_atoms_are_sums_over_all_and_keep_nan_to_its_structure(small_blocks):
+    system, charges, _ = batch()
+    charges = np.nan_to_num(charges)
+    solver = pme(system, CUTOFF, 1e-2, charges=charges, order=4)
+    system = jax.tree.map(jnp.asarray, system)
+    terms = partial(short_range._slopes, solver.short, True)
+
+    def parts(system):
+        cells = reciprocal.reciprocal_cell(system.cell)[0]
+        mesh = reciprocal.spread(solver, system, cells, charges)
+        return short_range._sums(terms, system, charges), mesh
+
+    whole = jax.jit(parts)(system)
+    small_blocks()
+    blocks = jax.jit(lambda s: parts(s))
+    for a, b in zip(blocks(system), whole, strict=True):
+        assert_allclose(a, b, atol=1e-13 * np.abs(b).max())
+    lost = replace(system, positions=system.positions.at[3].set(jnp.nan))  # of the first
+    assert_allclose(blocks(lost)[1][1], whole[1][1], atol=1e-13)
+
+
+@pytest.mark.slow
+def test_derivatives_of_blocks_of_atoms_are_those_of_all(small_blocks):
+    system, charges, _ = batch()
+    solver = pme(system, CUTOFF, 1e-2, charges=charges, order=4)
+    direction = np.random.default_rng(7).normal(size=system.positions.shape)
+
+    def found():
+        total = lambda r, e: solver(strain(replace(system, positions=r), e), charges).sum()
+        slope = jax.value_and_grad(total, (0, 1))
+        point = jnp.asarray(system.positions), jnp.zeros((3, 3, 3))
+        return jax.jit(lambda r, e: jax.jvp(slope, (r, e), (direction, e + 0.1)))(*point)
+
+    whole = found()
+    small_blocks()
+    for a, b in zip(jax.tree.leaves(found()), jax.tree.leaves(whole), strict=True):
+        assert_allclose(a, b, atol=1e-11 * np.abs(b).max())
+
+
 # --- second and third derivatives --------------------------------------------------------------
 
 
@@ -275,6 +336,40 @@ def met(kind, solver_of, tolerance):
 @pytest.mark.parametrize("kind", list(SYSTEMS))
 def test_every_error_that_is_asked_for_is_met(kind, solver_of, tolerance):
     assert 0.05 < met(kind, solver_of, tolerance) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4])
+@pytest.mark.parametrize("charged", [1.0, 0.0])
+def test_errors_that_are_asked_for_are_met_with_dipoles(charged, tolerance):
+    system, charges = salt(2)
+    charges, dipoles = charged * charges, np.random.default_rng(8).normal(0, 0.3, (64, 3))
+    solver = pme(system, CUTOFF, tolerance, charges=charges, dipoles=dipoles)
+    (found, *_), _ = slopes(solver, system, charges, dipoles)
+    (exact, *_), _ = slopes(ewald(system, CUTOFF, 1e-10), system, charges, dipoles)
+    assert 0.05 < error(found, exact) / tolerance < 2
+
+
+def test_the_force_that_errors_are_relative_to_is_that_of_charges_and_dipoles():
+    system, charges = scattered(6, np.eye(3) * 30.0)
+    dipoles = np.random.default_rng(8).normal(size=(6, 3))
+    r = np.asarray(system.positions)
+    near = crystal(r[:2] - r[0], np.eye(3) * 60.0, [18, 18], cutoff=59.0 / 2)
+    q, mu, cutoff = charges[:2], dipoles[:2], 1e9  # nothing fades
+    of = lambda x: planning._force(near, np.arange(2), q, x, cutoff)
+    (exact, *_), _ = slopes(coulomb(), replace(near, pbc=np.zeros((1, 3), bool)), q, mu)
+    constant = units.coulomb_constant
+    expected = np.sqrt((np.asarray(exact) ** 2).sum(1).mean()) / constant
+    assert_allclose(of(mu), expected, rtol=1e-10)
+    assert abs(of(0 * mu) / expected - 1) > 0.01
+
+
+def test_dipoles_are_planned_for_with_a_finer_mesh():
+    system, charges = salt(2)
+    dipoles = np.full((64, 3), 0.3)
+    plan = partial(pme, system, CUTOFF, 1e-3, charges=charges, order=6)
+    assert np.prod(plan(dipoles=dipoles).shape) > np.prod(plan().shape)
+    assert plan(dipoles=0 * dipoles) == plan()
 
 
 def test_tighter_or_larger_costs_more_points():

@@ -13,9 +13,10 @@ from structures import toy, triclinic
 import jaxmlip
 from jaxmlip import derivatives
 from jaxmlip.derivatives.bloch.supercell import repeated
+from jaxmlip.electrostatics import pme
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.potential import Potential, add_field
+from jaxmlip.potential import Potential, add_electrostatics, add_field
 from jaxmlip.system import (
     at_receivers,
     edge_vectors,
@@ -100,6 +101,17 @@ def test_born_charges_of_point_charges_are_those_of_bonds_whatever_images_are_li
     assert np.abs(found.sum(0)).max() < 1e-12 < 0.05 < np.abs(found).max()
     naive = slope_of_dipole(POINTS)
     assert np.abs(naive - found).max() > 0.05  # what the cell alone would say
+
+
+@pytest.mark.slow
+def test_born_charges_do_not_ask_how_the_charges_are_summed(charges_of_bonds):
+    """A mesh cannot follow a wave, and need not: only charges follow it. D(q) is refused."""
+    solver = pme(SYSTEM, POINTS.cutoff, 1e-2, order=4)
+    meshed = add_electrostatics(POINTS, solver)
+    found = jaxmlip.born_charges(meshed.apply)({}, SYSTEM)
+    assert_allclose(found, charges_of_bonds, atol=1e-12)
+    with pytest.raises(UsageError, match="wavevector"):
+        derivatives.dynamical_matrix(meshed.apply)({}, SYSTEM, np.zeros((1, 3)))
 
 
 FORMAL = jnp.zeros(120).at[jnp.array([6, 7, 8])].set(jnp.array([1.0, 1.5, -2.0]))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -141,6 +142,27 @@ def test_a_second_run_in_a_folder_is_refused_with_the_first_ones_name(tmp_path):
     told = []
     with only_run(tmp_path, warn=told.append):
         assert told == []
+
+
+def test_where_locks_are_of_bytes_the_folder_has_one_owner_too(tmp_path, monkeypatch):
+    """Windows: `msvcrt.locking` locks from the present place on, EACCES where it is locked."""
+    held = set()
+
+    def locking(descriptor, mode, size):
+        byte = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if byte in held:
+            raise OSError(errno.EACCES, "locked")
+        held.add(byte)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    fake = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)
+    with only_run(tmp_path):
+        owner = (tmp_path / "running.lock").read_text()
+        assert f"process {os.getpid()}" in owner and min(held) > len(owner)  # readable
+        with pytest.raises(ResourceError, match=f"process {os.getpid()}"), only_run(tmp_path):
+            pass
+    assert (tmp_path / "running.lock").read_text() == ""
 
 
 HOLD = """

@@ -172,6 +172,37 @@ def test_ir_of_a_crystal_from_structure_to_files(folder, polar, capsys):  # noqa
 
 
 @pytest.mark.slow
+def test_longitudinal_modes_of_ions_with_an_ewald_sum_are_those_of_its_phonons(folder, tmp_path):  # noqa: F811
+    """eps_inf of rigid ions is 1: w_LO² - w_TO² = 4 pi k Z² / (V mu), and so says D(q -> 0)."""
+    fields = POLAR | {"charges": True, "atomic_dipoles": False, "formal_charges": [0.7, -0.7]}
+    fields["polarizability"] = False
+    model = MACE(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    system = jaxmlip.from_ase(salt(), fields["cutoff"])
+    params = jax.jit(model.init)(jax.random.key(0), system)
+    ewald = {"method": "ewald", "tolerance": 1e-8, "cutoff": 5.0}
+    card = {"architecture": "MACE", "fields": fields, "electrostatics": ewald, "name": "ions"}
+    path = str(tmp_path / "ions.safetensors")
+    checkpoint.save(path, card, params)
+    write("salt.xyz", salt())
+    assert main(["ir", "salt.xyz", "--model", path, "--no-relax", "--direction", "0 0 1"]) == 0
+    found = result("salt_ir.json")
+    assert found["nonanalytic"].startswith("in the dynamical matrices")
+    squared = lambda f: np.sign(f) * (np.array(f) * jaxmlip.units.invcm / jaxmlip.units.hbar) ** 2
+    to, lo = squared(found["frequencies_cm1"]), squared(found["lo_frequencies_cm1"][0])
+    masses, z = np.array(found["masses_amu"]), found["born_charges_e"][0][0][0]
+    assert_allclose(z, 0.7, rtol=1e-10)
+    plasma = 4 * np.pi * jaxmlip.units.coulomb_constant * z**2 * (1 / masses).sum()
+    assert_allclose(np.abs(lo - to).max(), plasma / found["volume_A3"], rtol=1e-6)
+    potential, params = jaxmlip.load(path)
+    system = jaxmlip.from_ase(salt(), potential.cutoff)
+    potential = jaxmlip.bind(potential, jax.tree.map(np.asarray, system))
+    q = 1e-4 * np.asarray(salt().cell)[:, 2][None] / 5.6  # along z
+    matrix = np.asarray(jaxmlip.dynamical_matrix(potential.apply)(params, system, q))[0]
+    root = np.repeat(1 / np.sqrt(masses), 3)
+    assert_allclose(np.linalg.eigvalsh(root[:, None] * matrix * root)[-3:], lo[-3:], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_raman_of_rock_salt_is_dark_and_of_a_polar_pair_is_not(folder, polar, capsys):  # noqa: F811
     """All atoms at centres of inversion: no mode scatters at first order."""
     write("salt.xyz", salt())

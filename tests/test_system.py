@@ -157,7 +157,16 @@ def test_one_broken_structure_does_not_break_its_batch_mates(x64):
         slope = jax.grad(lambda e: sum_energies(system, e)[1])(energies)
         assert_array_equal(slope[9:], 1.0)
         infinite = sum_atoms(system, jnp.ones((13, 3)).at[12, 1].set(jnp.inf))
-        assert np.isnan(infinite[1, 1]) and np.isfinite(infinite).sum() == 5
+        assert not np.isfinite(infinite[1, 1]) and np.isfinite(infinite).sum() == 5
+
+
+def test_a_slope_that_is_nan_stays_in_its_structure():
+    system = concatenate([from_ase(ethanol(), 4.0), from_ase(triclinic(), 4.0)])
+    # the root of a negative sum has neither value nor slope
+    root = lambda values: jnp.sqrt(sum_atoms(system, values)).sum()
+    slope = jax.grad(root)(jnp.where(jnp.arange(13) < 9, -1.0, 1.0))
+    assert np.isnan(slope[:9]).all()
+    assert_array_equal(slope[9:], 0.25)
 
 
 @pytest.mark.parametrize("n_graphs", [1, 3])

@@ -29,9 +29,9 @@ from jaxmlip.train.loop import train
 from jaxmlip.train.losses import Term, squared
 from jaxmlip.train.optimizers import adam
 from jaxmlip.train.properties import add_property, readout_of, ridge, scalars
-from jaxmlip.train.record import config_to_repeat
+from jaxmlip.train.record import config_to_repeat, file_hash
 from jaxmlip.train.references import refit
-from jaxmlip.train.setup import file_hash, make_card
+from jaxmlip.train.setup import make_card
 from jaxmlip.train.sources import bare_labels, replayed
 from jaxmlip.train.start import Beginning, _moved, settle
 from jaxmlip.train.step import training
@@ -228,7 +228,11 @@ def test_a_run_goes_on_from_a_file_with_references_of_the_new_level(run, tmp_pat
     assert card["started_from"] == {"sha256": old["sha256"], "update": "last"}
     assert set(card["reference_energies"]) == {"1", "8"}  # carbon is not of the new level
     assert card["accuracy"]["energy_mae_meV_per_atom"] < 500  # eV/atom of another level: 140
-    assert config_to_repeat(tmp_path / "out", hash_of=file_hash)[1] == []
+    assert config_to_repeat(tmp_path / "out")[1] == []
+    other = {name.removeprefix("params/"): 2 * x for name, x in before.items()}
+    checkpoint.save(tmp_path / "start.safetensors", old, {"params": nested(other)})
+    with pytest.raises(DataError, match="the model to start from, .*, has changed since: SHA-256"):
+        config_to_repeat(tmp_path / "out")
     potential, params, _ = checkpoint.load(path)
     methane = from_ase(Atoms("CH", [[0, 0, 0], [0, 0, 1.1]]), 3.0)
     assert np.isnan(jax.jit(potential.apply)(params, methane)["energy"]).all()
@@ -538,6 +542,64 @@ def test_the_error_of_what_is_left_out_is_that_of_fits_without_it():
         normal = a[stay].T @ a[stay] + np.diag([penalty] * 5 + [0, 0])
         slow += ((y[out] - a[out] @ np.linalg.solve(normal, a[stay].T @ y[stay])) ** 2).sum()
     assert fast == pytest.approx(np.sqrt(slow / 24), rel=1e-9)
+
+
+GAP = """property: {name: gap, unit: eV, widths: WIDTHS}
+optimizer: {learning_rate: 0.05, warmup_steps: 3}
+epochs: EPOCHS
+"""
+
+
+def run_of_property(run, tmp_path, *, widths, epochs):
+    """(model of a run, its start) on frames whose gap is 2 eV more for every hydrogen, 1 for O."""
+    for name, n, seed in (("train", 24, 0), ("valid", 6, 1)):
+        frames = molecules(n, seed=seed)
+        for atoms in frames:
+            atoms.info["REF_gap"] = float(1 + 2 * atoms.numbers.tolist().count(1)) / len(atoms)
+        write(tmp_path / f"{name}.extxyz", frames)
+    text = RUN.replace("optimizer: {learning_rate: 0.01, warmup_steps: 3}\nepochs: 2\n", GAP)
+    run.write_text(text.replace("WIDTHS", str(widths)).replace("EPOCHS", str(epochs)))
+    return checkpoint.read(train(run, progress=quiet)), checkpoint.read(
+        tmp_path / "start.safetensors"
+    )
+
+
+def check_frozen(found, begun):
+    (card, leaves), (old, before) = found, begun
+    for name in before:
+        np.testing.assert_array_equal(leaves[name], before[name])
+    assert card["reference_energies"] == old["reference_energies"]
+    assert card["properties"]["gap"]["unit"] == "eV"
+
+
+def test_a_linear_property_is_solved_by_a_run_and_leaves_the_model_as_it_was(run, tmp_path):
+    found, begun = run_of_property(run, tmp_path, widths=[], epochs=1)
+    check_frozen(found, begun)
+    assert found[0]["properties"]["gap"]["fit"]["structures"] == 24
+    assert found[0]["accuracy"]["gap_rmse_own_unit"] < 1e-5  # of 1.5: a table by element has it
+    potential, params, _ = checkpoint.load(tmp_path / "out/model.safetensors")
+    water = from_ase(Atoms("OH2", [[0, 0, 0], [0.8, 0, 0.5], [-0.8, 0, 0.5]]), 3.0)
+    out = jax.jit(potential.apply)(params, water)
+    assert_allclose(out["gap"], [5 / 3], atol=1e-5)  # float32
+    run.write_text(run.read_text().replace("name: gap", "name: gap, key: GAP"))
+    with pytest.raises(DataError, match="no frame has 'GAP'"):
+        train(run, progress=quiet)
+    for old, new, message in (
+        ("start: {model: start.safetensors, update: last}\n", "", "there is none"),
+        ("buckets: 1", "ensemble: 2", "'ensemble' and 'property' do not combine"),
+    ):
+        run.with_name("no.yaml").write_text(
+            run.read_text().replace(old, new or "model: {fields: {cutoff: 3.0}}\n")
+        )
+        with pytest.raises(UsageError, match=message):
+            train(run.with_name("no.yaml"), progress=quiet)
+
+
+@pytest.mark.slow
+def test_a_network_for_a_property_is_trained_by_a_run(run, tmp_path):
+    found, begun = run_of_property(run, tmp_path, widths=[8], epochs=60)
+    check_frozen(found, begun)
+    assert found[0]["accuracy"]["gap_rmse_own_unit"] < 0.1  # of 1.5
 
 
 @pytest.mark.slow

@@ -11,10 +11,11 @@ from numpy.testing import assert_allclose
 from structures import KEY, card
 from toy_model import CUTOFF, ToyModel, frames
 
-from jaxmlip import models
+from jaxmlip import Calculator, models
 from jaxmlip.data.batching import batch, make_buckets
 from jaxmlip.derivatives.first import with_forces
 from jaxmlip.errors import DataError, ModelError
+from jaxmlip.interfaces.ase import to_ase
 from jaxmlip.models import checkpoint
 from jaxmlip.models.last_layer import (
     add_uncertainty,
@@ -172,6 +173,11 @@ def test_a_model_file_carries_it(params, fitted, tmp_path, monkeypatch):
     assert_allclose(out["forces"], expected["forces"], rtol=1e-10, atol=1e-12)
     direct = KNOWN(with_uncertainty(params, fitted), system)
     assert_allclose(out["energy_uncertainty"], direct["energy_uncertainty"], rtol=1e-10)
+    atoms = to_ase(TRAIN[1][0])[0]
+    atoms.calc = Calculator(tmp_path / "m.safetensors", dtype="float64")
+    atoms.get_potential_energy()
+    assert_allclose(atoms.calc.results["energy_uncertainty"], direct["energy_uncertainty"][1])
+    assert "forces_uncertainty" not in atoms.calc.results
     assert known["uncertainty"]["calibration"]["n"] == 40
 
 

@@ -11,6 +11,7 @@ from jaxmlip.cli.output import plan, table, task, write_extxyz
 from jaxmlip.errors import NumericalError
 
 SHOWN = 20  # rows of the table
+UNCERTAINTIES = ("energy_uncertainty", "forces_uncertainty")
 
 
 def singlepoint(
@@ -27,7 +28,10 @@ def singlepoint(
     ] = False,
     dtype: options.Precision = Dtype.float64,
 ):
-    """Energy (eV), forces (eV/Å), stress (eV/Å³), dipole (e Å) and charges (e), every frame."""
+    """Energy (eV), forces (eV/Å), stress (eV/Å³), dipole (e Å) and charges (e), every frame.
+
+    Ensembles and calibrated models tell their uncertainties, of energies (eV) and forces (eV/Å).
+    """
     from jaxmlip.cli import session
 
     output = plan(
@@ -62,13 +66,33 @@ def _computed(frames, model, tell):
     import jax
 
     from jaxmlip import predict
-    from jaxmlip.cli.analysis import with_results
 
     function = jax.jit(predict(model.potential.apply))
     for i, atoms in enumerate(frames):
         out = jax.device_get(function(model.params, _padded(atoms, model)))
-        yield with_results(atoms, **_checked(_results(out, atoms), i))
+        yield _with_results(atoms, _checked(_results(out, atoms), i))
         tell(f"{i + 1} done")
+
+
+def _with_results(atoms, results):
+    """A copy with its results; uncertainties, which ASE knows none of, as info and array.
+
+    Those of an earlier model, from the file, go.
+    """
+    from jaxmlip.cli.analysis import with_results
+
+    unsure = {key: results.pop(key, None) for key in UNCERTAINTIES}
+    copy = with_results(atoms, **results)
+    for key, home in zip(UNCERTAINTIES, (copy.info, copy.arrays), strict=True):
+        home.pop(key, None)
+        home |= {} if unsure[key] is None else {key: unsure[key]}
+    return copy
+
+
+def _values(atoms) -> dict:
+    """Results and uncertainties of a frame."""
+    unsure = {k: home[k] for k in UNCERTAINTIES for home in (atoms.info, atoms.arrays) if k in home}
+    return atoms.calc.results | unsure
 
 
 def _padded(atoms, model):
@@ -86,10 +110,9 @@ def _results(out, atoms) -> dict:
     import numpy as np
 
     n = len(atoms)
-    results = {
-        k: np.asarray(out[k][:n], np.float64) for k in ("forces", "energies", "charges") if k in out
-    }
-    results["energy"] = float(out["energy"][0])
+    of_atoms = ("forces", "energies", "charges", "forces_uncertainty")
+    results = {k: np.asarray(out[k][:n], np.float64) for k in of_atoms if k in out}
+    results |= {k: float(out[k][0]) for k in ("energy", "energy_uncertainty") if k in out}
     if "dipole" in out and not atoms.pbc.any():  # of a crystal it has no meaning
         results["dipole"] = np.asarray(out["dipole"][0], np.float64)
     if atoms.pbc.any() and atoms.cell.rank == 3:
@@ -113,37 +136,31 @@ def _checked(results, frame) -> dict:
     return results
 
 
-def _fmax(atoms):
-    return float((atoms.calc.results["forces"] ** 2).sum(1).max() ** 0.5)
+def _longest(vectors) -> float:
+    return float((vectors**2).sum(-1).max() ** 0.5)
+
+
+COLUMNS = {  # heading: result, and what is told of it
+    "energy (eV)": ("energy", lambda x: f"{x:.6f}"),
+    "± (eV)": ("energy_uncertainty", lambda x: f"{x:.6f}"),
+    "fmax (eV/Å)": ("forces", lambda x: f"{_longest(x):.5f}"),
+    "worst ± (eV/Å)": ("forces_uncertainty", lambda x: f"{x.max():.5f}"),
+    "|dipole| (e Å)": ("dipole", lambda x: f"{_longest(x):.4f}"),
+}
 
 
 def _table(frames):
-    shown = frames[:SHOWN]
-    has_dipole = any("dipole" in atoms.calc.results for atoms in shown)
-    rows = []
-    for i, atoms in enumerate(shown):
-        results = atoms.calc.results
-        dipole = [_length(results.get("dipole"))] if has_dipole else []
-        rows.append(
-            (
-                str(i),
-                atoms.get_chemical_formula(),
-                f"{results['energy']:.6f}",
-                f"{_fmax(atoms):.5f}",
-                *dipole,
-            )
-        )
-    columns = {
-        "frame": "right",
-        "formula": "left",
-        "energy (eV)": "right",
-        "fmax (eV/Å)": "right",
-    } | ({"|dipole| (e Å)": "right"} if has_dipole else {})
+    """The first frames; a column for what any of them has."""
+    shown = [(atoms.get_chemical_formula(), _values(atoms)) for atoms in frames[:SHOWN]]
+    told = {
+        heading: [text(found[key]) if key in found else "-" for _, found in shown]
+        for heading, (key, text) in COLUMNS.items()
+        if any(key in found for _, found in shown)
+    }
+    formulas = [formula for formula, _ in shown]
+    columns = {"frame": "right", "formula": "left"} | dict.fromkeys(told, "right")
+    rows = zip(map(str, range(len(shown))), formulas, *told.values(), strict=True)
     return table(columns, rows)
-
-
-def _length(vector) -> str:
-    return "-" if vector is None else f"{(vector**2).sum() ** 0.5:.4f}"
 
 
 KEYS = {
@@ -153,6 +170,8 @@ KEYS = {
     "stress": "stress_voigt_eV_per_A3",
     "dipole": "dipole_eA",
     "charges": "charges_e",
+    "energy_uncertainty": "energy_uncertainty_eV",
+    "forces_uncertainty": "forces_uncertainty_eV_per_A",
 }
 
 
@@ -161,10 +180,10 @@ def _json(frames) -> dict:
     from jaxmlip.cli.analysis import geometry
 
     each = [
-        geometry(a)
-        | {"formula": a.get_chemical_formula(), "fmax_eV_per_A": _fmax(a)}
-        | {name: a.calc.results[key] for key, name in KEYS.items() if key in a.calc.results}
-        for a in frames
+        geometry(atoms)
+        | {"formula": atoms.get_chemical_formula(), "fmax_eV_per_A": _longest(found["forces"])}
+        | {name: found[key] for key, name in KEYS.items() if key in found}
+        for atoms, found in ((a, _values(a)) for a in frames)
     ]
     if len(each) == 1:
         return each[0]

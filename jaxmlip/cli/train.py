@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -73,12 +74,17 @@ def train(
     from jaxmlip.cli import session
     from jaxmlip.train.config import read_config
     from jaxmlip.train.loop import train as run
+    from jaxmlip.train.processes import first_process
 
+    _join(config, from_run, _overrides(set_ or (), out, dtype))
     config, out = _source(config, from_run, out)
     overrides = _overrides(set_ or (), out, dtype)
     settings = read_config(config, overrides=overrides)
     session.start(x64=settings.dtype == "float64")
-    watch = watching(settings.output, tensorboard=tensorboard, wandb=wandb, config=asdict(settings))
+    watch = nullcontext()  # of other processes, which have nothing to tell
+    if settings.devices == 1 or first_process():
+        shown = {"tensorboard": tensorboard, "wandb": wandb, "config": asdict(settings)}
+        watch = watching(settings.output, **shown)
     try:
         with watch as report:
             path = run(
@@ -102,10 +108,23 @@ def train(
             code=error.code,
             fix="undo the change, --out another folder, or --fresh to start anew",
         ) from None
+    if settings.devices != 1 and not first_process():
+        return
     card = _summary(path)
-    if pictures:
+    if pictures and settings.property is None:
         card["pictures"] = _pictures(settings)
     Output(json=json).finish({"command": "train", **session.versions(), **card})
+
+
+def _join(config, from_run, overrides):
+    """Finds the other processes of a run on several devices, before anything looks at them."""
+    from jaxmlip.train.config import read_config
+    from jaxmlip.train.processes import connect
+    from jaxmlip.train.record import CONFIG
+
+    path = config or (from_run and from_run / CONFIG)
+    if path and path.is_file() and read_config(path, overrides=overrides).devices != 1:
+        connect()
 
 
 def _source(config, from_run, out) -> tuple[Path, Path | None]:
@@ -118,10 +137,10 @@ def _source(config, from_run, out) -> tuple[Path, Path | None]:
         )
     if from_run is None:
         return config, out
+    from jaxmlip import pretrained
     from jaxmlip.train.record import config_to_repeat
-    from jaxmlip.train.setup import file_hash
 
-    path, changed = config_to_repeat(from_run, hash_of=file_hash)
+    path, changed = config_to_repeat(from_run, find=pretrained.path_of)
     for change in changed:
         note(f"warning: not as it was: {change}")
     folder = from_run.resolve()

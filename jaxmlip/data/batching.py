@@ -25,15 +25,26 @@ class Bucket:
     frames: tuple[int, ...]
 
 
+def atoms_of(frames) -> np.ndarray:
+    """[n_frames] numbers of atoms, without reading frames that are not in memory."""
+    told = getattr(frames, "atoms", None)
+    return np.array([s.n_atoms for s, _ in frames]) if told is None else told
+
+
+def widths_of(frames) -> np.ndarray:
+    """[n_frames] most neighbours of one atom, as `atoms_of`."""
+    told = getattr(frames, "widths", None)
+    return np.array([_width(s) for s, _ in frames]) if told is None else told
+
+
 def make_buckets(frames, *, n_buckets: int = 2, max_atoms: int = 192) -> tuple[Bucket, ...]:
     """Buckets of the frames [(System, labels)], each frame in the narrowest that holds it.
 
     The limits are those that minimise padded edges; `max_atoms` grows to the largest frame.
     """
-    if not frames:
+    if not len(frames):
         raise DataError("there are no frames to make batches of", code="JM202")
-    atoms = np.array([s.n_atoms for s, _ in frames])
-    widths = np.array([_width(s) for s, _ in frames])
+    atoms, widths = atoms_of(frames), widths_of(frames)
     out, lower = [], -1
     for upper in _limits(atoms, widths, n_buckets):
         chosen = np.flatnonzero((widths > lower) & (widths <= upper))
@@ -74,10 +85,10 @@ def padding(frames, buckets) -> float:
 
     A frame needs its number of atoms times the most neighbours one of them has.
     """
-    atoms = [s.n_atoms for s, _ in frames]
+    atoms = atoms_of(frames)
     batches = plan(buckets, atoms, seed=0)
     slots = sum(buckets[b].n_atoms * buckets[b].n_neighbors for b, _ in batches)
-    needed = sum(n * max(_width(s), 1) for n, (s, _) in zip(atoms, frames, strict=True))
+    needed = int((atoms * np.maximum(widths_of(frames), 1)).sum())
     return 1 - needed / max(slots, 1)
 
 
@@ -206,6 +217,6 @@ def _no_labels(bucket, like, dtype):
 
 def batches(frames, buckets, *, seed: int | None, epoch: int = 0, start: int = 0):
     """Iterator of (System, labels) over one epoch, from batch `start` on."""
-    atoms = [s.n_atoms for s, _ in frames]
+    atoms = atoms_of(frames)
     for b, members in plan(buckets, atoms, seed=seed, epoch=epoch)[start:]:
         yield batch(frames, buckets[b], members)

@@ -4,6 +4,7 @@ Everything is numpy float64 on the host: a reference energy of -1e4 eV in float3
 wrong by 1 meV.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,5 +128,17 @@ def average_neighbors(systems) -> float:
 
 def rms(values) -> float:
     """Root mean square of the known entries of a list of arrays (NaN if there are none)."""
-    known = np.concatenate([v[np.isfinite(v)] for v in values]) if len(values) else np.zeros(0)
-    return float(np.sqrt(np.mean(known**2))) if known.size else float("nan")
+    return rms_of(list(map(squares, values)))
+
+
+def squares(values) -> tuple[float, int]:
+    """(sum of the squares of the known entries of an array, their number)."""
+    values = np.asarray(values, np.float64)
+    known = values[np.isfinite(values)]
+    return float(np.sum(known**2)), known.size
+
+
+def rms_of(parts) -> float:
+    """Root mean square from the `squares` of several arrays, in any order the same."""
+    n = sum(int(count) for _, count in parts)
+    return math.sqrt(math.fsum(total for total, _ in parts) / n) if n else float("nan")

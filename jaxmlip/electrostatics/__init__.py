@@ -2,16 +2,19 @@
 
 `ewald`, `pme`, `p3m`, `inverse_power` and `coulomb` plan a solver on the host; a solver is a pure
 function to be differentiated as often as wished. `potential` and `field` are such derivatives, at
-the atoms; `equilibration` finds the charges of least energy.
+the atoms; `equilibration` finds the charges of least energy, `bonded_fragments` the ions and
+molecules that keep theirs (`jaxmlip.potential.conserve_fragments`).
 """
 
 from jaxmlip.electrostatics.coulomb import coulomb
 from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.electrostatics.ewald import ewald, inverse_power
+from jaxmlip.electrostatics.fragments import bonded_fragments
 from jaxmlip.electrostatics.mesh import p3m, pme
 from jaxmlip.electrostatics.solver import field, potential
 
 __all__ = [
+    "bonded_fragments",
     "coulomb",
     "equilibration",
     "ewald",

@@ -20,12 +20,15 @@ from jaxmlip.interfaces.check import check_elements
 from jaxmlip.potential import PER_ATOM, bind
 from jaxmlip.system import cast, ladder, pad
 
+UNCERTAINTIES = ("energy_uncertainty", "forces_uncertainty")  # names that ASE does not know
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
 
 
 class PotentialCalculator(Calculator):
     """Energies (eV), forces (eV/Å), stress (eV/Å³, Voigt), dipole (e Å) and charges (e) for ASE.
 
+    Where the potential predicts them, `results` has energy_uncertainty (eV) and
+    forces_uncertainty [n_atoms] (eV/Å, of one component) too: `get_property("energy_uncertainty")`.
     Charge, spin and field are read from atoms.info, as in `from_ase`. dtype: float64 needs
     jax_enable_x64, and is the default with it; float32 rounds total energies to 6e-8 of their
     size. elements: what the potential knows (None: not checked), as symbols or atomic numbers.
@@ -40,6 +43,7 @@ class PotentialCalculator(Calculator):
         "stress",
         "dipole",
         "charges",
+        *UNCERTAINTIES,
     ]
     ignored_changes = {"initial_charges", "initial_magmoms"}
 
@@ -220,7 +224,8 @@ def _to_numpy(out, atoms):
         out["dipole"] = out["dipole"][0]
     if atoms.pbc.any():
         out.pop("dipole", None)
-    out["energy"] = float(out["energy"][0])
+    for key in {"energy", "energy_uncertainty"} & set(out):
+        out[key] = float(out[key][0])
     out["free_energy"] = out["energy"]
     if not (atoms.pbc.any() and atoms.cell.rank == 3):
         out.pop("stress", None)

@@ -4,6 +4,7 @@ Nothing but the present frame is held, so a file may be larger than the memory; 
 reads only as a whole are the exception.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,43 @@ def iter_atoms(path, *, on_bad=None):
         yield from read_structures(path)
 
 
+def by_index(path):
+    """The frames of an HDF5 file or an ASE database by their place: `frames[i]`, `len(frames)`.
+
+    They are those of `iter_atoms`, in its order. Raises `DataError` for what cannot be read.
+    """
+    return hdf5.open_frames(path) if Path(path).suffix.lower() in HDF5 else Rows(path)
+
+
+class Rows:
+    """The rows of an ASE database by their place; held are their ids alone."""
+
+    def __init__(self, path):
+        with _database(path) as db:
+            self.path, self.ids = path, [row.id for row in db.select(include_data=False)]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i: int):
+        with _database(self.path) as db:
+            return _atoms_of(db.get(id=self.ids[i]))
+
+
 def _rows(path):
     """The rows of an ASE database; its key-value pairs are info, its data info or arrays."""
+    with _database(path) as db:
+        for row in db.select():
+            yield _atoms_of(row)
+
+
+@contextmanager
+def _database(path):
     from ase.db import connect
 
     try:
         with connect(str(path), use_lock_file=False) as db:
-            for row in db.select():
-                yield _atoms_of(row)
+            yield db
     except Exception as error:  # whatever sqlite or ASE may raise
         raise DataError(
             f"ASE cannot read it as a database ({type(error).__name__}: {error})",

@@ -102,13 +102,21 @@ def read_set(
     """`read_labelled` with what else the frames say; notes on what was decided."""
     options = dict(keys=keys, units=units, dtype=dtype, group_key=group_key)
     found = list(iter_labelled(path, cutoff, **options))
+    frames = with_all_labels([(f.system, f.labels) for f in found])
+    return labelled_set(frames, found, path, keys=keys, needed=needed, group_key=group_key)
+
+
+def labelled_set(
+    frames, found, path, *, keys: dict | None = None, needed=(), group_key=None
+) -> LabelledSet:
+    """The set of frames [(System, labels)] and what the file says of them, checked and told."""
     if not found:
         raise DataError("the file has no frames", where=str(path), code="JM202")
     _check_needed(found, {label: (KEYS | (keys or {}))[label] for label in needed}, path)
     if group_key is not None:
         _check_groups(found, group_key, path)
     return LabelledSet(
-        frames=with_all_labels([(f.system, f.labels) for f in found]),
+        frames=frames,
         kinds=[f.kind for f in found],
         groups=[f.group for f in found],
         notes=reading_notes(found, path),
@@ -135,26 +143,31 @@ def iter_labelled(
     _check_names("units", units, UNITS)
     for label, unit in units.items():
         _check_names(f"units.{label}", [unit.removeprefix("-")], UNITS[label])
+    options = dict(keys=named, units=units, dtype=dtype, group_key=group_key)
     for i, frame in enumerate(iter_atoms(path, on_bad=on_bad)):
-        where = f"{path} frame {i}"
         try:
-            check_occupancy(frame, where)
-            labels, used = _labels(frame, named, units, where)
-            system = from_ase(frame, cutoff, dtype=dtype, where=where)
+            yield one_labelled(frame, cutoff, f"{path} frame {i}", **options)
         except DataError as error:
             if on_bad is None:
                 raise
             on_bad(error)
-            continue
-        yield Labelled(
-            system=system,
-            labels=labels,
-            keys=(*frame.info, *frame.arrays, *results_of(frame)),
-            used=used,
-            kind=str(frame.info.get("config_type", "")),
-            group=str(frame.info.get(group_key, "")) if group_key else "",
-            constrained=bool(frame.constraints),
-        )
+
+
+def one_labelled(
+    frame, cutoff, where: str, *, keys=None, units=None, dtype=np.float32, group_key=None
+) -> Labelled:
+    """One `ase.Atoms` of a file as `Labelled`; `iter_labelled` has checked keys and units."""
+    check_occupancy(frame, where)
+    labels, used = _labels(frame, keys or {}, units or {}, where)
+    return Labelled(
+        system=from_ase(frame, cutoff, dtype=dtype, where=where),
+        labels=labels,
+        keys=(*frame.info, *frame.arrays, *results_of(frame)),
+        used=used,
+        kind=str(frame.info.get("config_type", "")),
+        group=str(frame.info.get(group_key, "")) if group_key else "",
+        constrained=bool(frame.constraints),
+    )
 
 
 def with_all_labels(frames):

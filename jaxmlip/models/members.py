@@ -1,31 +1,50 @@
 """An ensemble as one potential: what its members predict on average, and how far they disagree.
 
 The members share an architecture; their parameters are stacked, with the member as the first axis
-of every leaf, so that one program computes all of them and a model file holds all of them. The
-geometry (vectors, harmonics, radial basis) is computed once.
+of every leaf, so that one program computes all of them and a model file holds all of them.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from jaxmlip.errors import ModelError
 from jaxmlip.potential import Potential, _made
+from jaxmlip.system import _sum_devices
+
+GEOMETRY = ("positions", "cell", "charge", "spin", "field")  # what an energy has slopes along
 
 
-def ensemble_potential(potential, n: int, *, forces: bool = True) -> Potential:
+def together(function: Callable, n: int) -> Callable:
+    """`function(state, ...)` for all members at once (`vmap`); what follows the state is shared."""
+    return lambda states, *rest: jax.vmap(lambda state: function(state, *rest))(states)
+
+
+def in_turn(function: Callable, n: int) -> Callable:
+    """The same, one member after the other in a loop on the device: the memory of one member."""
+    return lambda states, *rest: jax.lax.map(lambda state: function(state, *rest), states)
+
+
+def ensemble_potential(
+    potential, n: int, *, forces: bool = True, over: Callable | None = None
+) -> Potential:
     """The mean of n members, whose stacked params are its own.
 
     Every prediction is the mean over members, so that forces, stress, Hessian ... of the ensemble
     are derivatives of its energy. Beside them, over the members m (sample standard deviations):
     energy_uncertainty [n_graphs], eV: of the energies E_m;
     forces_uncertainty [n_atoms], eV/Å: of a component of the forces, sqrt(sum over m of
-    |F_m - F|² / (3 (n - 1))). It costs a backward pass that most of `forces` shares with it;
-    `forces=False` leaves it out.
+    |F_m - F|² / (3 (n - 1))). It costs a backward pass, which forces and stress then do not need
+    any more; `forces=False` leaves it out.
     Uncertainties are not differentiable (their gradient is zero): they are watched.
-    Raises `ModelError` for fewer than two members, or params that are not of n members.
+
+    over: `in_turn` (default on a CPU, whose caches hold one member) or `together` (default on
+    other devices). Raises `ModelError` for fewer than two members, or params that are not of n.
     """
     if n < 2:
         raise ModelError(f"an ensemble has two members or more, got {n}", code="JM510")
@@ -35,42 +54,85 @@ def ensemble_potential(potential, n: int, *, forces: bool = True) -> Potential:
 
     def apply(params, system):
         _check(params, n)
-        at = lambda w, r: potential.apply(w, replace(system, positions=r))
-        held = jax.lax.stop_gradient(system)
-        fixed = lambda w, r: potential.apply(w, replace(held, positions=r))
-        # one copy of the positions a member: only then are both passes below the same program
-        positions = jnp.broadcast_to(system.positions, (n if forces else 1, system.n_atoms, 3))
-        each = jax.vmap(at)(params, positions) if forces else _shared(at, params, system)
+        # along a wave the doors differentiate by what is not in GEOMETRY; no one watches there
+        member = (
+            _with_slopes(potential.apply) if forces and system.wave is None else potential.apply
+        )
+        each = (over or _default())(member, n)(params, jax.tree.map(jnp.asarray, system))
+        slopes = each.pop("slopes", None)
         out = {name: value.mean(0) for name, value in each.items()}
         out["energy_uncertainty"] = jax.lax.stop_gradient(_spread(each["energy"]))
-        if forces:
-            by_member = _forces(fixed, *jax.lax.stop_gradient((params, positions)))
-            out["forces_uncertainty"] = jnp.sqrt((_spread(by_member) ** 2).mean(-1))
+        if slopes is not None:
+            out["forces_uncertainty"] = jnp.sqrt((_spread(slopes) ** 2).mean(-1))
         return out
 
-    make = lambda p: ensemble_potential(p, n, forces=forces)
+    make = lambda p: ensemble_potential(p, n, forces=forces, over=over)
     return _made(make, [potential], init, apply, potential.cutoff)
 
 
-def predict_members(prediction: Callable, n: int) -> Callable:
-    """`f(params, system)`: mean of `prediction` over n members, with uncertainties, in turn.
+def _default() -> Callable:
+    return in_turn if jax.default_backend() == "cpu" else together
 
-    prediction: of one member, such as `with_forces(apply)` or `predict(apply)`. The result is that
-    of `prediction(ensemble_potential(...).apply)`; members are computed one after the other in a
-    loop on the device, in the memory of one, which on a processor with small caches is the faster
-    way, and the forces of each come at no further cost. Not meant to be differentiated.
+
+def _with_slopes(apply):
+    """`apply` with `slopes`, dE/dr [n_atoms, 3], and an energy that knows its own derivatives.
+
+    Who differentiates that energy gets slopes that are there already, and no second backward pass
+    is run; the slopes are an ordinary function, so that higher derivatives follow.
     """
+    tied = _tied(lambda params, system: apply(params, system)["energy"])
 
     def of(params, system):
-        _check(params, n)
-        each = jax.lax.map(lambda w: prediction(w, system), params)
-        out = {name: value.mean(0) for name, value in each.items()}
-        out["energy_uncertainty"] = _spread(each["energy"])
-        if "forces" in each:
-            out["forces_uncertainty"] = jnp.sqrt((_spread(each["forces"]) ** 2).mean(-1))
-        return out
+        def energy(geometry):
+            out = apply(params, replace(system, **geometry))
+            return out["energy"].sum(), out
+
+        floats = {k: getattr(system, k) for k in GEOMETRY if _is_float(getattr(system, k))}
+        slopes, out = jax.grad(energy, has_aux=True)(floats)
+        watched = jax.lax.stop_gradient(slopes["positions"])
+        return {**out, "energy": tied(params, system, out["energy"], slopes), "slopes": watched}
 
     return of
+
+
+def _tied(energy_of):
+    """`f(params, system, energy, slopes)` -> energy, whose derivative by the system is `slopes`."""
+
+    @jax.custom_jvp
+    def tied(params, system, energy, slopes):
+        return energy
+
+    @partial(tied.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        params, system, energy, slopes = primals
+        change = jnp.zeros_like(energy)
+        for name, slope in slopes.items():
+            moved = getattr(tangents[1], name)
+            if not isinstance(moved, SymbolicZero):
+                change += _by_structure(name, slope * moved, system).astype(change.dtype)
+        if not all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[0])):
+            along = jax.tree.map(_filled, tangents[0])
+            change += jax.jvp(lambda w: energy_of(w, system), (params,), (along,))[1]
+        return tied(*primals), change
+
+    return tied
+
+
+def _by_structure(name, values, system):
+    """Values of atoms or structures, summed for each structure; linear, as a tangent must be."""
+    values = values.reshape(len(values), -1).sum(1)
+    if name != "positions":
+        return values
+    return _sum_devices(system, jax.ops.segment_sum(values, system.graph, system.n_graphs))
+
+
+def _filled(tangent):
+    is_zero = isinstance(tangent, SymbolicZero)  # of whole numbers: of JAX's type without bits
+    return np.zeros(tangent.shape, tangent.dtype) if is_zero else tangent
+
+
+def _is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def stack_members(members):
@@ -88,23 +150,6 @@ def _spread(values):
     """Sample standard deviation over the first axis."""
     n = values.shape[0]
     return jnp.sqrt(((values - values.mean(0)) ** 2).sum(0) / (n - 1))
-
-
-def _shared(at, params, system):
-    return jax.vmap(at, (0, None))(params, system.positions)
-
-
-def _forces(at, params, positions):
-    """Forces of each member [n, n_atoms, 3] at [n, n_atoms, 3], of params that are held fixed.
-
-    As the gradient of the mean: the compiler then sees that this pass is the one that the forces
-    of the mean need, and does it once.
-    """
-
-    def mean(positions):
-        return jax.vmap(at)(params, positions)["energy"].mean(0).sum()
-
-    return -len(positions) * jax.grad(mean)(positions)
 
 
 def _check(params, n):

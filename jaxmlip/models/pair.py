@@ -6,6 +6,8 @@ exact curve up to `onset` (a fraction of the cutoff) and then falls smoothly to 
 gives the truncated and shifted curve of the reference tables, whose forces jump at the cutoff.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.nn.linear import species_index
-from jaxmlip.nn.mutual import mutual_vectors
+from jaxmlip.nn.mutual import kept, mutual_vectors
 from jaxmlip.nn.radial import envelope
 from jaxmlip.nn.readout import energy_prediction
 from jaxmlip.system import System, at_receivers, edge_vectors, sum_edges, to_edges
@@ -125,14 +127,15 @@ def _prediction(model, system, curve):
     """
     _, known = species_index(system.numbers, model.elements)
 
-    def of(vectors):
-        r = jnp.sqrt(sum(axis**2 for axis in vectors))
+    def of(vectors, keep=lambda x: x):
+        r = jnp.sqrt(keep(sum(axis**2 for axis in vectors)))
         energies = 0.5 * sum_edges(system, _truncated(curve, r, model))
         return energy_prediction(system, energies, known)
 
     vectors = edge_vectors(system)
     single = of([vectors[..., i] for i in range(3)])["energies"]
-    return {"energy": of(mutual_vectors(system))["energy"], "energies": single}
+    keep = partial(kept, senders=jnp.asarray(system.edges.senders))
+    return {"energy": of(mutual_vectors(system), keep)["energy"], "energies": single}
 
 
 def _truncated(curve, r, model):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxmlip.data.batching import batch, make_buckets, plan
+from jaxmlip.data.batching import atoms_of, batch, make_buckets, plan
 from jaxmlip.data.statistics import remove_reference_energies
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import read_labelled
@@ -13,6 +13,7 @@ from jaxmlip.models.heads import given
 from jaxmlip.potential import bind
 from jaxmlip.train.losses import Term, add_sums, loss, squared, summary
 from jaxmlip.train.prediction import labelled_prediction
+from jaxmlip.train.stored import Stored, energies_of, mapped, numbers_of
 
 PREDICTED = (
     *("energy", "forces", "stress"),
@@ -31,16 +32,15 @@ def metric_sums(apply: Callable, terms: dict[str, Term]) -> Callable:
     return jax.jit(sums)
 
 
-def add_up(sums_of: Callable, params, frames, buckets, *, complete: Callable | None = None) -> dict:
+def add_up(sums_of: Callable, params, frames, buckets, *, make: Callable | None = None) -> dict:
     """The metric sums of all frames.
 
-    complete: labels = complete(system, labels, members) of a batch, for what is added to it last.
+    make: (System, labels) = make(bucket, members), instead of `batch` (see `feed.made`).
     """
+    make = make or (lambda b, members: batch(frames, buckets[b], members))
     total = None
-    for b, members in plan(buckets, [s.n_atoms for s, _ in frames], seed=None):
-        system, labels = batch(frames, buckets[b], members)
-        labels = labels if complete is None else complete(system, labels, members)
-        total = add_sums(total, jax.device_get(sums_of(params, system, labels)))
+    for b, members in plan(buckets, atoms_of(frames), seed=None):
+        total = add_sums(total, jax.device_get(sums_of(params, *make(b, members))))
     return total
 
 
@@ -92,11 +92,11 @@ def evaluate_model(
 
 def without_references(frames, reference: dict[int, float] | None):
     """The frames with the energies of free atoms removed in float64."""
-    if not reference or not any("energy" in labels for _, labels in frames):
-        return list(frames)
-    energies = [labels["energy"][0] for _, labels in frames]
-    rest = remove_reference_energies([s.numbers for s, _ in frames], energies, reference)
-    return [(s, labels | {"energy": e[None]}) for (s, labels), e in zip(frames, rest, strict=True)]
+    energies = energies_of(frames)
+    if not reference or np.isnan(energies).all():
+        return frames if isinstance(frames, Stored) else list(frames)
+    rest = remove_reference_energies(numbers_of(frames), energies, reference)
+    return mapped(frames, lambda i, system, labels: labels | {"energy": rest[i][None]})
 
 
 def _comparable(potential, params, frames):

@@ -151,5 +151,5 @@ def changes(old: dict, new: dict) -> list[str]:
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in MAY_CHANGE and old.get(key) != new.get(key)
+        if not {key, key.split(".")[0]} & {*MAY_CHANGE} and old.get(key) != new.get(key)
     ]

@@ -54,6 +54,30 @@ def from_hessian(hessian, *, where: str = "", dtype=np.float32) -> Known | None:
     return Known(unit.astype(dtype), h[known].reshape(unit.shape).astype(dtype))
 
 
+def soft_modes(hessian, masses, n: int) -> np.ndarray:
+    """Displacements of the n softest modes of a whole Hessian [3m, 3m] eV/Å², [n, m, 3], unit norm.
+
+    Eigenvectors of the mass-weighted Hessian over the root of the masses [m] (any unit), those of
+    the lowest (most imaginary) frequency first; translations of the whole come last.
+    """
+    root = np.repeat(np.sqrt(masses), 3)
+    dynamical = hessian / np.outer(root, root)
+    shift = np.tile(np.eye(3), (len(masses), 1)) * root[:, None]
+    shift = shift / np.linalg.norm(shift, axis=0)
+    far = 2 * np.abs(dynamical).sum(1).max()  # above all frequencies: a bound by Gershgorin
+    _, vectors = np.linalg.eigh((dynamical + dynamical.T) / 2 + far * shift @ shift.T)
+    moves = (vectors[:, :n] / root[:, None]).T
+    return (moves / np.linalg.norm(moves, axis=1, keepdims=True)).reshape(-1, len(masses), 3)
+
+
+def along_moves(known: Known, moves) -> Known:
+    """A whole Hessian as its products with displacements [n, n_atoms, 3] alone."""
+    size = 3 * moves.shape[1]
+    products = moves.reshape(-1, size) @ known.products.reshape(size, size)
+    dtype = known.products.dtype
+    return Known(moves.astype(dtype), products.reshape(moves.shape).astype(dtype))
+
+
 def drawn(known: Known, generator, *, n: int, draw: str = "rademacher"):
     """(v, H v) of n random combinations of what is known, both [n_atoms, n, 3].
 
@@ -75,15 +99,24 @@ def drawn(known: Known, generator, *, n: int, draw: str = "rademacher"):
 
 
 def with_directions(
-    labels: dict, system, known, members, *, step: int, seed: int = 0, n: int = 1, draw="rademacher"
+    labels: dict,
+    system,
+    known,
+    members,
+    *,
+    step: int,
+    seed: int = 0,
+    n: int = 1,
+    draw="rademacher",
+    always: bool = False,
 ) -> dict:
     """The labels of a batch with `directions` and `hessian` (products), both [n_atoms, n, 3].
 
     known: [Known or None] of all frames; members: those in the batch, in its order. Frames without
     curvature have NaN products, which count nowhere. The labels as they are where no frame of the
-    batch has any.
+    batch has any, unless `always` (a part of a batch in which another part has some).
     """
-    if all(known[i] is None for i in members):
+    if not always and all(known[i] is None for i in members):
         return labels
     dtype = system.positions.dtype
     directions = np.zeros((system.n_atoms, n, 3), dtype)

@@ -13,7 +13,7 @@ from jaxmlip.interfaces.hessians import read_hessians, supercell_hessian
 from jaxmlip.interfaces.phonons.phonopy_files import read_phonopy
 from jaxmlip.neighbors import find_edges
 from jaxmlip.potential import PER_ATOM, bind
-from jaxmlip.train.curvature import Known, from_hessian
+from jaxmlip.train.curvature import Known, along_moves, from_hessian, soft_modes
 
 
 def with_hessians(frames, path):
@@ -28,25 +28,40 @@ def with_hessians(frames, path):
 
 
 def taken(frames):
-    """(frames without the label `hessian`, [Known or None])."""
+    """(frames without the labels `hessian` and `moves`, [Known or None]).
+
+    moves [m, n_atoms, 3]: of such a frame the products with these displacements alone are known.
+    """
     known = [
-        from_hessian(labels["hessian"], where=f"frame {i}", dtype=system.positions.dtype)
-        if "hessian" in labels
-        else None
+        _known(labels, f"frame {i}", system.positions.dtype) if "hessian" in labels else None
         for i, (system, labels) in enumerate(frames)
     ]
-    drop = lambda labels: {k: v for k, v in labels.items() if k != "hessian"}
+    drop = lambda labels: {k: v for k, v in labels.items() if k not in ("hessian", "moves")}
     return [(system, drop(labels)) for system, labels in frames], known
 
 
-def phonopy_frames(files, cutoff: float, *, like: dict, dtype) -> list:
-    """A frame with a Hessian for each phonopy file, its supercell; like: labels of the others."""
+def _known(labels, where, dtype):
+    known = from_hessian(labels["hessian"], where=where, dtype=dtype)
+    return along_moves(known, labels["moves"]) if "moves" in labels else known
+
+
+def phonopy_frames(files, cutoff: float, *, like: dict, dtype, modes: int = 0) -> list:
+    """A frame with a Hessian for each phonopy file, its supercell; like: labels of the others.
+
+    modes: label `moves`, the displacements of so many of the softest phonons that the supercell
+    holds; 0: none, the Hessian counts as a whole.
+    """
     out = []
     for file in files:
-        atoms, hessian = supercell_hessian(read_phonopy(file)[0])
+        constants = read_phonopy(file)[0]
+        atoms, hessian = supercell_hessian(constants)
         labels = {name: _unknown(value, name, len(atoms)) for name, value in like.items()}
         system = from_ase(atoms, cutoff, dtype=dtype, where=str(file))
-        out.append((system, labels | {"hessian": hessian}))
+        labels = labels | {"hessian": hessian}
+        if modes:
+            square = hessian.reshape(3 * len(atoms), -1)
+            labels["moves"] = soft_modes(square, constants.masses[constants.atoms], modes)
+        out.append((system, labels))
     return out
 
 

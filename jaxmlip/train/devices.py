@@ -3,64 +3,36 @@
 A batch for d devices is one `System` of d parts of equal shape, one after the other; arrays of
 atoms, edges and structures are split along their first axis. `spread` gives the potential that
 computes each part where it lies. Nothing else changes: the loss is a ratio of sums over the whole
-batch, and its gradient is that of one device, up to the order of summation.
+batch, and its gradient is that of one device, up to the order of summation. A run does this where
+its configuration says `devices: N`, or `all`: the batches stay those of one device.
 
-On many machines call `connect()` first, in every process, with the same command and data; under
-Slurm it needs no arguments, one task a device:
+On many machines every process runs the same command on the same data and folder; under Slurm, one
+task a device:
 
-    srun --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 python train.py
+    srun --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 jaxmlip train run.yaml --set devices=all
 
-Elsewhere JAX_COORDINATOR (host:port), JAX_PROCESSES and JAX_PROCESS tell it. All processes plan the
-same batches from the same seed, each builds its own parts, and only process 0 should write files.
+Elsewhere JAX_COORDINATOR (host:port), JAX_PROCESSES and JAX_PROCESS tell how they find each other
+(`processes.connect`). All plan the same batches from the same seed, each builds its own parts, and
+only process 0 writes files.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmlip.data.batching import Bucket, batch, plan
-from jaxmlip.errors import ResourceError, UsageError
+from jaxmlip.data.batching import Bucket, batch
+from jaxmlip.errors import UsageError
+from jaxmlip.models.heads import HEAD
 from jaxmlip.potential import Potential, _made
 from jaxmlip.system import System, concatenate
 
 AXIS = "batch"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
-ENVIRONMENT = ("JAX_COORDINATOR", "JAX_PROCESSES", "JAX_PROCESS")
-
-
-def connect(**options) -> int:
-    """Joins the processes of a run; returns how many there are. Call it before anything else.
-
-    Taken from Slurm, Open MPI or a TPU pod where one of them started this process, else from
-    JAX_COORDINATOR, JAX_PROCESSES and JAX_PROCESS, if they are set; alone, nothing is done.
-    options: of `jax.distributed.initialize`. Raises `ResourceError` if the others are not found.
-    """
-    given = [os.environ.get(name) for name in ENVIRONMENT]
-    if any(given) and not all(given):
-        raise UsageError(
-            f"of {', '.join(ENVIRONMENT)} only some are set", where="connect", fix="set all three"
-        )
-    if all(given):
-        options = {
-            "coordinator_address": given[0],
-            "num_processes": int(given[1]),
-            "process_id": int(given[2]),
-        } | options
-    elif not options and int(os.environ.get("SLURM_NTASKS", "1")) < 2:
-        return 1
-    try:
-        jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"cannot join the other processes: {error}",
-            where="connect",
-            fix="start it with srun, or set " + ", ".join(ENVIRONMENT),
-        ) from error
-    return jax.process_count()
+GROWTH = 1.125  # of the shape of parts, for a batch that does not fit into the usual one
 
 
 def device_mesh(n: int | None = None) -> Mesh:
@@ -93,7 +65,9 @@ def spread(potential, mesh: Mesh) -> Potential:
     def apply(params, system):
         _check(system, n)
         specs = jax.tree.map(lambda _: SPLIT, system)
-        return jax.shard_map(of_part, mesh=mesh, in_specs=(WHOLE, specs), out_specs=SPLIT)(
+        own = {HEAD} if isinstance(params, dict) and jnp.ndim(params.get(HEAD, 0)) else set()
+        whole = {k: SPLIT if k in own else WHOLE for k in params} if own else WHOLE
+        return jax.shard_map(of_part, mesh=mesh, in_specs=(whole, specs), out_specs=SPLIT)(
             params, system
         )
 
@@ -157,27 +131,75 @@ def everywhere(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, WHOLE))
 
 
-def parallel_plan(buckets, atoms, n: int, *, seed, epoch: int = 0):
-    """[(bucket, [frame indices of each device])] of one epoch: the batches of `data.plan`, n at a
-    time. The last ones of a bucket may leave devices without frames; those get empty batches.
+def divide(members, atoms, n: int) -> list[list[int]]:
+    """The frames of a batch in n parts of about as many atoms each.
+
+    The largest frame first, each to the part that has the fewest atoms yet. atoms: number of atoms
+    of each frame. A part may have no frame.
     """
-    waiting, out = {b: [] for b in range(len(buckets))}, []
-    for b, members in plan(buckets, atoms, seed=seed, epoch=epoch):
-        waiting[b].append(members)
-        if len(waiting[b]) == n:
-            out.append((b, waiting[b]))
-            waiting[b] = []
-    rest = [(b, parts + [[]] * (n - len(parts))) for b, parts in waiting.items() if parts]
-    return out + rest
+    parts, loads = [[] for _ in range(n)], [0] * n
+    for i in sorted(members, key=lambda i: (-int(atoms[i]), i)):
+        k = min(range(n), key=lambda k: (loads[k], len(parts[k])))
+        parts[k].append(i)
+        loads[k] += int(atoms[i])
+    return parts
 
 
-def parallel_batch(frames, bucket: Bucket, parts, mesh: Mesh):
-    """The placed batch of one entry of `parallel_plan`; a process reads its own frames only."""
+def part_buckets(buckets, batches, atoms, n: int, *, needed: int | None = None):
+    """The shape of one of n parts of the batches [(bucket, members)], for each bucket.
+
+    That of the largest part; frames: those of the bucket. Raises `UsageError` where no batch has
+    a structure for every device (or as many as are `needed`).
+    """
+    most = max(len(members) for _, members in batches)
+    if most < (n if needed is None else needed):
+        raise UsageError(
+            f"{n} devices share batches of at most {most} structures",
+            where="devices",
+            fix="a larger batch_atoms, or fewer devices",
+        )
+    parts = {b: [[]] for b in range(len(buckets))}
+    for b, members in batches:
+        parts[b] += divide(members, atoms, n)
+    size = lambda part: sum(int(atoms[i]) for i in part)
+    return tuple(
+        replace(
+            bucket,
+            n_atoms=max(1, *map(size, parts[b])),
+            n_graphs=max(map(len, parts[b])) + 1,
+        )
+        for b, bucket in enumerate(buckets)
+    )
+
+
+def fitting(bucket: Bucket, parts, atoms) -> Bucket:
+    """The bucket, or the first larger one of a ladder that holds all parts: one more shape."""
+    size = max(sum(int(atoms[i]) for i in part) for part in parts)
+    graphs = max(map(len, parts)) + 1
+    while bucket.n_atoms < size or bucket.n_graphs < graphs:
+        grown = (int(np.ceil(GROWTH * x)) for x in (bucket.n_atoms, bucket.n_graphs))
+        n_atoms, n_graphs = grown
+        bucket = replace(bucket, n_atoms=n_atoms, n_graphs=n_graphs)
+    return bucket
+
+
+def parallel_batch(
+    frames, bucket: Bucket, parts, mesh: Mesh, *, complete: Callable | None = None
+) -> tuple[System, dict]:
+    """The placed batch of parts (`divide`) of one shape; a process reads its own frames only.
+
+    complete: labels = complete(labels, system, members), of a part, for what is added last.
+    """
     owners = [device.process_index for device in mesh.devices]
     mine = [m for m, owner in zip(parts, owners, strict=True) if owner == jax.process_index()]
-    like = batch(frames, bucket, next(p for p in parts if p)[:1])
-    made = [batch(frames, bucket, members) if members else _empty(like) for members in mine]
-    return place(join(made, first=owners.index(jax.process_index())), mesh)
+
+    def made(members):
+        system, labels = batch(frames, bucket, members)
+        return system, labels if complete is None else complete(labels, system, members)
+
+    like = None if all(mine) else _empty(made(next(p for p in parts if p)[:1]))
+    own = [made(members) if members else like for members in mine]
+    return place(join(own, first=owners.index(jax.process_index())), mesh)
 
 
 def _empty(like):
@@ -187,17 +209,23 @@ def _empty(like):
     edges = replace(system.edges, mask=np.zeros_like(system.edges.mask))
     edges = replace(edges, senders=np.zeros_like(edges.senders))
     system = replace(system, numbers=np.zeros_like(system.numbers), graph=graph, edges=edges)
-    return system, {k: np.full_like(v, np.nan) for k, v in labels.items()}
+    unknown = {k: np.full_like(v, np.nan) for k, v in labels.items()}
+    if "directions" in labels:  # along which the model is differentiated: always numbers
+        unknown["directions"] = np.zeros_like(labels["directions"])
+    return system, unknown
 
 
-def parallel(step: Callable, mesh: Mesh) -> Callable:
-    """A step whose state stays whole on every device, from one of `training(spread(...), ...)`."""
+def parallel(function: Callable, mesh: Mesh, *, donate=0) -> Callable:
+    """The function with results that are whole on every device.
 
-    def parallel_step(state, *rest):
-        state, metrics = step(state, *rest)
-        return jax.lax.with_sharding_constraint(state, NamedSharding(mesh, WHOLE)), metrics
+    A step of `training(spread(...), ...)`, or sums of a batch (donate=(): nothing is consumed).
+    """
+    everywhere = NamedSharding(mesh, WHOLE)
 
-    return jax.jit(parallel_step, donate_argnums=0)
+    def whole(*args):
+        return jax.lax.with_sharding_constraint(function(*args), everywhere)
+
+    return jax.jit(whole, donate_argnums=donate)
 
 
 def _check(system, n):

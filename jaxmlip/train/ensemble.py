@@ -11,22 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.errors import UsageError
-from jaxmlip.models.members import ensemble_potential, split_members, stack_members
+from jaxmlip.models.members import (
+    ensemble_potential,
+    in_turn,
+    split_members,
+    stack_members,
+    together,
+)
 from jaxmlip.potential import PER_ATOM
 from jaxmlip.system import System
 
 AS_THEY_ARE = ("weight", "directions", "head")  # labels that tell how others are compared
-__all__ = ["ensemble", "ensemble_potential", "leave_out", "split_members", "stack_members"]
-
-
-def together(function: Callable, n: int) -> Callable:
-    """`function(state, ...)` for all members at once (`vmap`); what follows the state is shared."""
-    return lambda states, *rest: jax.vmap(lambda state: function(state, *rest))(states)
-
-
-def in_turn(function: Callable, n: int) -> Callable:
-    """The same, one member after the other in a loop on the device: the memory of one member."""
-    return lambda states, *rest: jax.lax.map(lambda state: function(state, *rest), states)
+__all__ = [
+    "ensemble",
+    "ensemble_potential",
+    "in_turn",
+    "leave_out",
+    "split_members",
+    "stack_members",
+    "together",
+]
 
 
 def ensemble(

@@ -4,6 +4,7 @@ What is checked before anything is computed: labels that are asked for are there
 and stresses belong together (`data.faults`), and nothing is left out in silence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,15 @@ import numpy as np
 from jaxmlip.data.card import PAIR_CUTOFF, of_frames, same_in_several
 from jaxmlip.data.duplicates import content_hash
 from jaxmlip.data.faults import find_faults, mending_units
-from jaxmlip.data.free_atoms import is_free_atom
 from jaxmlip.data.splits import folds, load_split, save_split, split
 from jaxmlip.data.survey import survey
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import atomic_number, read_set
 from jaxmlip.train.curvature_sources import with_hessians
-from jaxmlip.train.settings import Config
-from jaxmlip.train.sources import headed
+from jaxmlip.train.processes import first_process
+from jaxmlip.train.settings import Config, weights
+from jaxmlip.train.sources import headed, with_property
+from jaxmlip.train.stored import free_atoms, is_stored, mapped, read_stored, taken
 
 SPLIT = "split.json"
 STOPPING = (  # what no run can mean; the rest is told
@@ -32,8 +34,8 @@ STOPPING = (  # what no run can mean; the rest is told
 class Frames:
     """What a run is made of; each [(System, labels)]."""
 
-    train: list
-    valid: list
+    train: Sequence  # a list, or `Stored`
+    valid: Sequence
     atoms: list  # isolated atoms: they tell reference energies and are not trained on
 
 
@@ -44,42 +46,55 @@ def read_data(config: Config, *, needed, tell=print) -> Frames:
     `DataError` for faults that are certain; `data.checks: false` leaves out those of statistics.
     """
     data = config.data
-    one = _read(config, data.train, needed)
-    other = None if data.valid is None else _read(config, data.valid, needed)
+    one, seen = _read(config, data.train, needed, "train")
+    other, more = (None, None) if data.valid is None else _read(config, data.valid, needed, "valid")
     for note in (*one.notes, *(other.notes if other else ())):
         tell(note)
     if data.checks:
-        sets = [("train", one), *([("valid", other)] if other else [])]
-        check(sets, needed, tell=tell, units=data.units)
+        check([seen(), *([more()] if other else [])], needed, tell=tell, units=data.units)
     frames = with_hessians(_weighted(one, config), config.curvature.hessians)
-    frames = headed(config, data.train, frames)
+    frames = with_property(config, data.train, headed(config, data.train, frames))
     real, atoms = _without_atoms(one, data)
     _check_some(real, one, data.train)
     if other is not None:
         held = with_hessians(_weighted(other, config), config.curvature.valid_hessians)
-        held = headed(config, data.valid, held)
-        kept, more = _without_atoms(other, data)
+        held = with_property(config, data.valid, headed(config, data.valid, held))
+        kept, free = _without_atoms(other, data)
         _check_some(kept, other, data.valid)
         return Frames(
-            train=[frames[i] for i in real],
-            valid=[held[i] for i in kept],
-            atoms=[frames[i] for i in atoms] + [held[i] for i in more],
+            train=taken(frames, real),
+            valid=taken(held, kept),
+            atoms=[frames[i] for i in atoms] + [held[i] for i in free],
         )
     part = _split(config, one, real)
-    take = lambda indices: [frames[i] for i in indices]
-    return Frames(train=take(part["train"]), valid=take(part["valid"]), atoms=take(atoms))
+    return Frames(
+        train=taken(frames, part["train"]),
+        valid=taken(frames, part["valid"]),
+        atoms=[frames[i] for i in atoms],
+    )
 
 
-def _read(config, path, needed):
-    return read_set(
-        path,
-        float(config.model.fields["cutoff"]),
+def _read(config, path, needed, name):
+    """(`LabelledSet` of a file, function that tells its `Survey`)."""
+    options = dict(
         keys=config.data.keys,
         units=config.data.units,
         needed=needed,
         dtype=np.dtype(config.dtype),
         group_key=config.data.group_key if config.data.valid is None else None,
     )
+    cutoff = float(config.model.fields["cutoff"])
+    if is_stored(path) and _one_by_one(config):
+        found, seen = read_stored(path, cutoff, name=name, **options)
+        return found, lambda: seen
+    found = read_set(path, cutoff, **options)
+    return found, lambda: survey(found.seen, name=name)
+
+
+def _one_by_one(config) -> bool:
+    """Whether frames can stay in their file: not where others are added to them, or heads told."""
+    headed = config.start is not None and config.start.heads
+    return not (headed or config.replay or "hessian" in weights(config))
 
 
 def _weighted(one, config):
@@ -87,16 +102,17 @@ def _weighted(one, config):
     factors = config.loss.config_type_weights
     if not factors:
         return one.frames
-    out = []
-    for (system, labels), kind in zip(one.frames, one.kinds, strict=True):
+
+    def weighted(i, system, labels):
         own = np.nan_to_num(labels.get("weight", np.ones(1)), nan=1.0)
-        out.append((system, labels | {"weight": own * float(factors.get(kind, 1.0))}))
-    return out
+        return labels | {"weight": own * float(factors.get(one.kinds[i], 1.0))}
+
+    return mapped(one.frames, weighted)
 
 
 def _without_atoms(one, data):
     """(indices of frames to train on, of isolated atoms)."""
-    free = [is_free_atom(s, k) for (s, _), k in zip(one.frames, one.kinds, strict=True)]
+    free = free_atoms(one.frames, one.kinds)
     atoms = [i for i, f in enumerate(free) if f]
     real = [i for i, f in enumerate(free) if data.train_isolated_atoms or not f]
     return real, atoms
@@ -121,8 +137,10 @@ def _split(config, one, real):
         groups = [one.groups[i] for i in real] if config.data.group_key else None
         fractions = {"valid": config.data.valid_fraction}
         part = split(len(real), fractions, seed=config.seed, groups=groups)
-        path.parent.mkdir(parents=True, exist_ok=True)
         chosen = {name: [real[i] for i in indices] for name, indices in part.items()}
+        if not first_process():
+            return chosen  # the same, from the same seed
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_split(path, chosen, hashes=hashes)
     return load_split(path, hashes=hashes)
 
@@ -132,7 +150,7 @@ def write_folds(config: Config, folders, k: int) -> None:
 
     len(folders) is a multiple of k. A split that is there already is kept: it is checked when used.
     """
-    one = _read(config, config.data.train, ())
+    one, _ = _read(config, config.data.train, (), "train")
     real, _ = _without_atoms(one, config.data)
     hashes = [content_hash(system, labels) for system, labels in one.frames]
     groups = [one.groups[i] for i in real] if config.data.group_key else None
@@ -148,12 +166,11 @@ def write_folds(config: Config, folders, k: int) -> None:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def check(sets, needed, *, tell, units=None) -> None:
-    """Statistical checks of [(name, LabelledSet)]; certain faults of labels in `needed` raise.
+def check(surveys, needed, *, tell, units=None) -> None:
+    """Statistical checks of [Survey]; certain faults of labels in `needed` raise.
 
     units: {label: unit} that were converted when reading.
     """
-    surveys = [survey(one.seen, name=name) for name, one in sets]
     faults = []
     for one in surveys:
         for f in [*of_frames(one), *find_faults(one.sample, cutoff=PAIR_CUTOFF)]:

@@ -6,23 +6,26 @@ limit the result is the same, bit for bit, as if it had never been interrupted.
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxmlip.data.batching import batch, batches, plan
+from jaxmlip.data.batching import batches
 from jaxmlip.data.prefetch import prefetch
 from jaxmlip.data.splits import load_split
 from jaxmlip.errors import NumericalError, ResourceError, UsageError, check_dtype, did_you_mean
 from jaxmlip.restart import newest_state, only_run, restore_state, stop_signals
 from jaxmlip.train.accuracy import add_up
 from jaxmlip.train.config import read_config
-from jaxmlip.train.curvature import with_directions
+from jaxmlip.train.ending import add_uncertainty, solved
 from jaxmlip.train.events import introduction, step_event, to_stderr
+from jaxmlip.train.feed import batches_from, made, made_valid, placed
 from jaxmlip.train.losses import add_sums, mean_loss, summary
+from jaxmlip.train.processes import agreed, anywhere, connect, first_process
 from jaxmlip.train.record import write_record
 from jaxmlip.train.saving import (
     MODEL,
@@ -41,7 +44,6 @@ from jaxmlip.train.settings import Config, stage_weights
 from jaxmlip.train.setup import SPLIT, Run, prepare
 from jaxmlip.train.step import averaged
 from jaxmlip.train.terms import weights_at
-from jaxmlip.train.uncertainty import write_uncertainty
 
 BAD_STEPS = 10  # in a row, before giving up
 
@@ -66,7 +68,10 @@ def train(
     """
     config = read_config(config_path, overrides=overrides)
     check_dtype(config.dtype)
-    report = to_stderr if progress is None else progress
+    if config.devices != 1:
+        connect()
+    first = first_process()
+    report = (to_stderr if progress is None else progress) if first else lambda event: None
     output = Path(config.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -77,12 +82,15 @@ def train(
             fix="another `output`, in a folder that can be written",
         ) from error
     warn = lambda message: report({"event": "warning", "message": str(message)})
-    with only_run(output, force=force, warn=warn):
-        for half_written in output.glob("*.partial"):
+    with only_run(output, force=force, warn=warn) if first else nullcontext():
+        for half_written in output.glob("*.partial") if first else ():
             half_written.unlink()
         run = prepare(config, load=load, find=find, tell=warn)
         _check_metric(run)
-        write_record(run)
+        begun = None if run.config.start is None else run.config.start.model
+        write_record(run, start=None if begun is None else (find or Path)(begun))
+        if run.config.property is not None and not run.config.property.widths:
+            return solved(run, report=report)
         state, at = start(run, resume=resume, report=report)
         report(introduction(run, state, at))
         with stop_signals() as stop:
@@ -90,30 +98,28 @@ def train(
                 state, at = run_epoch(run, state, at, stop=stop, report=report)
                 at = finish_epoch(run, state, at, report=report)
                 save(run, state, at, report=None if at.finished else report)
-    if config.uncertainty:
-        _write_uncertainty(run, output / MODEL, report)
+    if config.uncertainty and first:
+        add_uncertainty(run, output / MODEL, report=report)
     report({"event": "done", "model": str(output / MODEL), "best": at.best})
     return output / MODEL
 
 
-def _write_uncertainty(run, path, report):
-    """Adds the last layer's to the model file, and says how well it fits the validation errors."""
-    loss = run.config.loss
-    weights = {"energy": loss.energy, "forces": loss.forces}
-    fitted = write_uncertainty(
-        path, run.train, run.valid, weights=weights, batch_atoms=run.config.batch_atoms
-    )
-    found = fitted.calibration
-    message = (
-        f"uncertainty of the last layer: {1e3 * found['sharpness']:.3g} meV where the errors of "
-        f"energies are {1e3 * found['rmse']:.3g} meV, miscalibration area "
-        f"{found['miscalibration_area']:.3f}, rank correlation {found['spearman']:.2f}"
-    )
-    report({"event": "uncertainty", "message": message, **found})
-
-
 def start(run: Run, *, resume: bool, report):
-    """(state, position) of the newest whole checkpoint, or of the beginning."""
+    """(state, position) of the newest whole checkpoint, or of the beginning, on all devices.
+
+    Raises `ResourceError` where processes have found different ones.
+    """
+    state, at = _start(run, resume=resume, report=report)
+    if agreed(at.step) != (at.step,):
+        raise ResourceError(
+            f"process {jax.process_index()} goes on from step {at.step}, the first one does not",
+            where=run.config.output,
+            fix="one output folder that all processes see",
+        )
+    return placed(run, state), at
+
+
+def _start(run, *, resume, report):
     system, _ = next(batches(run.train, run.buckets, seed=run.config.seed))
     state = run.init(jax.random.key(run.config.seed), system)
     if not resume:
@@ -148,26 +154,16 @@ def run_epoch(run: Run, state, at: Position, *, stop, report):
             if metrics["bad"] > 0:
                 _not_finite(run, state, at, metrics, which, report)
             now = time.monotonic()
-            at = _after(at, metrics, now - clock)
+            (seconds,) = agreed(now - clock)
+            at = _after(at, metrics, seconds)
             clock = now
             report(step_event(run, at, metrics, rate))
-            if stop.is_set():
+            if anywhere(stop.is_set()):
                 interrupt(run, state, at)
             if now - saved > 60 * run.config.checkpoint_minutes:
                 save(run, state, at, report=report)
                 saved = now
     return state, at
-
-
-def batches_from(run: Run, at: Position):
-    """((bucket, members), System, labels) of every step that is left of an epoch."""
-    atoms = [s.n_atoms for s, _ in run.train]
-    todo = plan(run.buckets, atoms, seed=run.config.seed, epoch=at.epoch)[at.batch :]
-    for step, (b, members) in enumerate(todo, at.step):
-        system, labels = batch(run.train, run.buckets[b], members)
-        if step % run.config.curvature.every == 0:
-            labels = _completed(run, run.curvature, system, labels, members, step=step)
-        yield (b, members), system, labels
 
 
 def _after(at, metrics, seconds):
@@ -184,10 +180,8 @@ def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
     """Validates the averaged parameters, keeps them if they are the best, writes the log."""
     begun = time.monotonic()
     params = averaged(state, ema=run.config.optimizer.ema)
-    complete = lambda system, labels, members: _completed(
-        run, run.valid_curvature, system, labels, members, step=0
-    )
-    sums = add_up(run.sums, params, run.valid, run.valid_buckets, complete=complete)
+    make = partial(made_valid, run)
+    sums = add_up(run.sums, params, run.valid, run.valid_buckets, make=make)
     weights = stage_weights(run.config, at.stage)
     value, accuracy = mean_loss(sums, run.terms, weights), summary(sums)
     metric = value if run.config.metric == "loss" else accuracy[run.config.metric]
@@ -196,10 +190,10 @@ def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
     judged, best = validated(at, metric, factor=factor, patience=o.plateau, floor=o.floor)
     card = run.card | {"accuracy": accuracy, "epoch": at.epoch + 1}
     model = run.merge(params)
-    if best and not keep_models(run, model, card, best=True, report=report):
+    kept = keep_models(run, model, card, best=best, report=report)
+    kept, seconds = agreed(kept, time.monotonic() - begun)
+    if best and not kept:
         judged, best = at, False  # the next one as good takes its place
-    elif not best:
-        keep_models(run, model, card, best=False, report=report)
     event = {
         "event": "epoch",
         "epoch": at.epoch + 1,
@@ -218,7 +212,7 @@ def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
         epoch=at.epoch + 1,
         batch=0,
         sums=None,
-        seconds=at.seconds + time.monotonic() - begun,
+        seconds=at.seconds + seconds,
     )
     at = replace(_next_stage(run, at), finished=_over(run, at))
     event["seconds"] = round(at.seconds, 3)
@@ -268,15 +262,6 @@ def _out_of_time(config: Config, at):
     return config.hours is not None and at.seconds >= 3600 * config.hours
 
 
-def _completed(run, known, system, labels, members, *, step):
-    """The labels with products of the Hessians that are known, if they are asked for."""
-    if known is None:
-        return labels
-    c = run.config.curvature
-    options = {"seed": run.config.seed, "n": c.directions, "draw": c.draw}
-    return with_directions(labels, system, known, members, step=step, **options)
-
-
 def _plain(sums):
     return {k: [float(x) for x in v] for k, v in sums.items()}
 
@@ -288,7 +273,7 @@ def _not_finite(run, state, at, metrics, which, report):
     if metrics["bad"] < BAD_STEPS:
         message = f"step {at.step + 1} was skipped: {what}; {_frames(run, members)}"
         return report({"event": "warning", "message": message})
-    alone = lambda i: run.sums(state.params, *batch(run.train, run.buckets[b], [i]))
+    alone = lambda i: run.sums(state.params, *made(run, b, [i]))
     finite = lambda i: all(np.isfinite(x).all() for x in jax.tree.leaves(alone(i)))
     faulty = [i for i in members if not finite(i)] or members
     raise NumericalError(

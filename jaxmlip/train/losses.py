@@ -172,7 +172,7 @@ def summary(sums: dict) -> dict[str, float]:
     """{'energy_mae_meV_per_atom': ..., 'energy_rmse_...': ...}; NaN for a label without values."""
     out = {}
     for name, (absolute, square, _, count) in sums.items():
-        factor, unit = UNITS.get(name, (1.0, ""))
+        factor, unit = UNITS.get(name, (1.0, "own_unit"))
         mean = lambda x, n=count: x / n if n else np.nan
         out[f"{name}_mae_{unit}"] = float(factor * mean(absolute))
         out[f"{name}_rmse_{unit}"] = float(factor * np.sqrt(mean(square)))

@@ -4,6 +4,7 @@
 folder can be repeated by somebody else, or years later be told why it cannot.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,17 +18,25 @@ import jax
 import yaml
 
 from jaxmlip.errors import DataError, UsageError
+from jaxmlip.train.processes import first_process
 
 CONFIG, RECORD = "config.yaml", "run.json"
 DECIDING = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "numpy", "ase")  # packages
 
 
-def write_record(run) -> None:
-    """Writes both files of a run that is about to start; earlier starts in them are kept."""
+def write_record(run, *, start=None) -> None:
+    """Writes both files of a run that is about to start; earlier starts in them are kept.
+
+    start: the file of the model that the run starts from, whose hash is kept like those of data.
+    """
+    if not first_process():
+        return
     folder = Path(run.config.output)
     path = folder / RECORD
     before = _read(path).get("starts", []) if path.is_file() else []
     record = {"data": run.card["data"], "starts": [*before, _start()]}
+    if start is not None:
+        record["start"] = {"file": Path(start).name, "sha256": file_hash(start)}
     text = yaml.safe_dump(asdict(run.config), sort_keys=False, allow_unicode=True)
     for name, content in ((CONFIG, text), (RECORD, json.dumps(record, indent=1) + "\n")):
         partial = folder / (name + ".partial")
@@ -35,11 +44,12 @@ def write_record(run) -> None:
         os.replace(partial, folder / name)
 
 
-def config_to_repeat(folder, *, hash_of) -> tuple[Path, list[str]]:
+def config_to_repeat(folder, *, find=Path) -> tuple[Path, list[str]]:
     """(configuration of a run folder, what has changed since in versions and machine).
 
-    hash_of: function of a path, the SHA-256 of a data file. Raises `UsageError` for a folder that
-    is not that of a run and `DataError` where the data are not those it was trained on.
+    find: the path of the name of a model to start from. Raises `UsageError` for a folder that is
+    not that of a run, and `DataError` where the data, or the model it starts from, are not those
+    that it was trained on.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / RECORD).is_file():
@@ -52,18 +62,32 @@ def config_to_repeat(folder, *, hash_of) -> tuple[Path, list[str]]:
     config = yaml.safe_load((folder / CONFIG).read_text())
     paths = config["data"] | {"replay": (config.get("replay") or {}).get("train")}
     for name, known in record["data"].items():
-        if name == "start":
-            continue  # a model, not data: its hash is that of its weights
-        found = hash_of(paths[name])
-        if found != known["sha256"]:
-            raise DataError(
-                f"the {name} data have changed since: SHA-256 {found[:12]}..., "
-                f"were {known['sha256'][:12]}...",
-                where=str(paths[name]),
-                code="JM232",
-                fix="restore the file, or train anew from a configuration",
-            )
+        if name != "start":  # a model: its hash there is that of its weights
+            _check_same(f"the {name} data have", paths[name], known)
+    if "start" in record:
+        model = config["start"]["model"]
+        _check_same(f"the model to start from, {model}, has", find(model), record["start"])
     return folder / CONFIG, _changes(record["starts"][-1], _start())
+
+
+def _check_same(what, path, known):
+    found = file_hash(path)
+    if found != known["sha256"]:
+        raise DataError(
+            f"{what} changed since: SHA-256 {found[:12]}..., were {known['sha256'][:12]}...",
+            where=str(path),
+            code="JM232",
+            fix="restore the file, or train anew from a configuration",
+        )
+
+
+def file_hash(path) -> str:
+    """SHA-256 of a file. Raises `DataError` where it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read it: {error.strerror}", where=str(path)) from error
 
 
 def _read(path: Path) -> dict:

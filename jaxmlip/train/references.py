@@ -7,13 +7,13 @@ from the labels, element by element, is theirs.
 import jax
 import numpy as np
 
-from jaxmlip.data.batching import batch, make_buckets, plan
+from jaxmlip.data.batching import atoms_of, batch, make_buckets, plan
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.labels import atomic_number
 from jaxmlip.models import checkpoint
-from jaxmlip.potential import bind
 from jaxmlip.system import cast
 from jaxmlip.train.settings import Config
+from jaxmlip.train.stored import bind_to, energies_of, mapped, numbers_of
 
 LIMIT = 0.5  # eV per atom that references may be off before they are said to be of another level
 FREE = 1e3  # how much more freely an element without a reference takes what is missing
@@ -34,7 +34,7 @@ def references_of(config: Config, card, params, frames, *, head=None) -> dict[in
         return old
     options = {"batch_atoms": config.batch_atoms, "dtype": config.dtype}
     bare = bare_energies(card, params, frames, **options)
-    found, shift = refit([s.numbers for s, _ in frames], energies, bare, old)
+    found, shift = refit(numbers_of(frames), energies, bare, old)
     if asked == "refit":
         return found
     missing = sorted(set(found) - set(old))
@@ -62,20 +62,14 @@ def _asked(config, head):
     return asked if head is None else asked[head]
 
 
-def energies_of(frames) -> np.ndarray:
-    """The labels, [n_frames] eV float64, NaN where unknown."""
-    return np.array([labels.get("energy", [np.nan])[0] for _, labels in frames], np.float64)
-
-
 def bare_energies(card, params, frames, *, batch_atoms: int, dtype) -> np.ndarray:
     """Energies without references that a model predicts, eV, [n_frames] float64."""
-    systems = [s for s, _ in frames]
-    potential = bind(checkpoint.potential_of({**card, "reference_energies": {}}), systems)
+    potential = bind_to(checkpoint.potential_of({**card, "reference_energies": {}}), frames)
     apply, params = jax.jit(potential.apply), cast(params, dtype)
-    bare = [(s, {}) for s in systems]
+    bare = mapped(frames, lambda i, system, labels: {})
     buckets = make_buckets(bare, n_buckets=1, max_atoms=batch_atoms)
     out = np.full(len(frames), np.nan)
-    for b, members in plan(buckets, [s.n_atoms for s in systems], seed=None):
+    for b, members in plan(buckets, atoms_of(bare), seed=None):
         system, _ = batch(bare, buckets[b], members)
         out[members] = np.asarray(apply(params, system)["energy"], np.float64)[: len(members)]
     return out

@@ -26,10 +26,15 @@ def resolved(config: Config, folder: Path, where) -> Config:
             f"'model.fields.cutoff' is {cutoff}, must be a length above 0 in Å",
             where=where("model.fields.cutoff"),
         )
+    if isinstance(config.devices, str) and config.devices != "all":
+        raise UsageError(
+            f"'devices' is '{config.devices}'", where=where("devices"), fix="a number, or all"
+        )
     if not weights(config):
         raise UsageError("every weight of the loss is zero", where=where("loss"))
     for key in ("loss.function", "loss.delta"):
         _check_labels(getattr(config.loss, key[5:]), key, where)
+    _check_property(config, where)
     return replace(
         config,
         data=data,
@@ -38,6 +43,28 @@ def resolved(config: Config, folder: Path, where) -> Config:
         replay=_replay(config, from_file, where),
         output=from_file(config.output),
     )
+
+
+def _check_property(config, where):
+    """A readout of a frozen model: what would train something else is refused."""
+    if config.property is None:
+        return
+    if config.start is None or config.start.model is None:
+        raise UsageError(
+            "a property is read from the features of a model, and there is none",
+            where=where("property"),
+            fix="start: {model: ...}",
+        )
+    beside = {
+        "replay": config.replay,
+        "second_stage": config.second_stage,
+        "start.heads": config.start.heads,
+        "ensemble": config.ensemble > 1,
+        "uncertainty": config.uncertainty,
+    }
+    for name, given in beside.items():
+        if given:
+            raise UsageError(f"'{name}' and 'property' do not combine", where=where(name))
 
 
 def _check_labels(values, key, where):

@@ -10,6 +10,7 @@ from jaxmlip.errors import Interrupted, ResourceError, UsageError
 from jaxmlip.models import checkpoint
 from jaxmlip.restart import save_state
 from jaxmlip.train.config import changes
+from jaxmlip.train.processes import first_process
 
 MODEL, LAST, METRICS = "model.safetensors", "last.safetensors", "metrics.jsonl"
 FIRST_STAGE = "first_stage.safetensors"  # the best model of the first of two stages
@@ -34,6 +35,8 @@ class Position:
 
 def save(run, state, at: Position, *, report=None):
     """Writes the checkpoint; with `report`, one that cannot be written is a warning."""
+    if not first_process():
+        return
     record = {"position": asdict(at), "config": asdict(run.config), "data": run.card["data"]}
     try:
         save_state(run.config.output, state, record, step=at.step)
@@ -55,6 +58,8 @@ def interrupt(run, state, at: Position):
 
 def keep_models(run, params, card: dict, *, best: bool, report) -> bool:
     """Writes the model of this epoch, and as the best if it is; whether the best is on disk."""
+    if not first_process():
+        return best
     try:
         for name in (MODEL, LAST) if best else (LAST,):
             checkpoint.save(Path(run.config.output) / name, card, params)
@@ -67,13 +72,15 @@ def keep_models(run, params, card: dict, *, best: bool, report) -> bool:
 def end_first_stage(run):
     """Keeps the best model of the first stage under a name of its own."""
     best = Path(run.config.output) / MODEL
-    if best.is_file():
+    if first_process() and best.is_file():
         with checkpoint.whole_file(best.with_name(FIRST_STAGE)) as path:
             shutil.copyfile(best, path)
 
 
 def write_metrics(run, line: dict, *, report):
     """Appends a line to the log of the run."""
+    if not first_process():
+        return
     try:
         with open(Path(run.config.output) / METRICS, "a") as f:
             f.write(json.dumps(line) + "\n")
@@ -98,14 +105,14 @@ def check_same_run(record: dict, run):
 def forget(run):
     """Deletes what an earlier run left in the folder."""
     for pattern in ("state-*.safetensors", METRICS, MODEL, LAST, FIRST_STAGE):
-        for path in Path(run.config.output).glob(pattern):
+        for path in Path(run.config.output).glob(pattern) if first_process() else ():
             path.unlink()
 
 
 def keep_metrics(run, *, epochs: int):
     """Drops lines of epochs that will be done again."""
     path = Path(run.config.output) / METRICS
-    if not path.is_file():
+    if not first_process() or not path.is_file():
         return
     kept = path.read_text().splitlines(keepends=True)[:epochs]
     partial = path.with_name(path.name + ".partial")

@@ -23,6 +23,7 @@ class Data:
     reference_energies: dict = field(default_factory=dict)  # {element: eV}; the rest is fitted
     train_isolated_atoms: bool = False  # otherwise they tell reference energies only
     group_key: str | None = None  # frames that have one value of it come into one part of the split
+    held_frames: int = _number(20000, least=0)  # in memory, of HDF5 files and ASE databases
     checks: bool = True  # of units, signs and outliers, by statistics
 
 
@@ -62,9 +63,10 @@ class Optimizer:
 class Curvature:
     """Where labels of second derivatives come from and how many of them a step looks at."""
 
-    hessians: str | None = None  # .npz: one [3n, 3n] a training frame (interfaces.hessians)
+    hessians: str | None = None  # .npz, HDF5, XYZ: [3n, 3n] a frame (interfaces.hessians)
     valid_hessians: str | None = None
     force_constants: list = field(default_factory=list)  # phonopy files: more training frames
+    modes: int = _number(0, least=0)  # softest phonons of each that are compared; 0: all directions
     teacher: str | None = None  # a potential, for the frames that have no Hessian
     teacher_directions: int = _number(0, least=0)  # its products a frame; 0: its whole Hessian
     directions: int = _number(1, least=1)  # a structure and step
@@ -115,6 +117,18 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Property:
+    """A scalar of structures, read from the features of a frozen `start.model`: all that is trained
+    then. Without hidden layers it is solved exactly (`train.properties.ridge`), in no epochs."""
+
+    name: str
+    key: str | None = None  # in the info of the frames; None: REF_<name>
+    extensive: bool = False  # the sum over atoms; otherwise their mean
+    widths: list = field(default_factory=list)  # of hidden layers
+    unit: str = ""  # told in the model card
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One training run."""
 
@@ -126,6 +140,7 @@ class Config:
     second_stage: SecondStage | None = None
     start: Start | None = None
     replay: Replay | None = None
+    property: Property | None = None
     metric: str = "loss"  # of validation, what is best: or a name like forces_mae_meV_per_A
     patience: int | None = _number(None, least=1)  # validations without a better one: the end
     remat: str = "none"  # or dots, all: what backward passes compute again to save memory
@@ -136,6 +151,7 @@ class Config:
     uncertainty: bool = False  # fit that of the last layer when the training is done
     batch_atoms: int = _number(192, least=1)
     buckets: int = _number(2, least=0)  # padded shapes; 0: as few, up to 6, as bound the padding
+    devices: int | str = _number(1, least=1)  # that share each batch; or all, of all processes
     seed: int = _number(0, least=0)
     dtype: str = "float32"
     output: str = "runs/train"
@@ -152,6 +168,7 @@ SECTIONS = {
     "second_stage": SecondStage,
     "start": Start,
     "replay": Replay,
+    "property": Property,
 }
 FUNCTIONS = ("squared", "absolute", "huber", "universal")
 CHOICES = {
@@ -166,7 +183,10 @@ CHOICES = {
     "replay.labels": ("file", "start"),
     "curvature.draw": ("rademacher", "normal", "single"),
 }
-MAY_CHANGE = ("output", "epochs", "hours", "checkpoint_minutes", "card", "patience")
+MAY_CHANGE = (
+    *("output", "epochs", "hours", "checkpoint_minutes", "card", "patience"),
+    *("devices", "data.held_frames"),  # the batches are the same
+)
 LABELS = (
     *("energy", "forces", "stress"),
     *("dipole", "polarizability", "charges", "born_charges", "hessian"),
@@ -176,11 +196,13 @@ LABELS = (
 def weights(config: Config) -> dict[str, float]:
     """{label: weight} of the labels with a weight above zero in any stage; that of the first."""
     first, second = (stage_weights(config, stage) for stage in (1, 2))
-    return {name: first[name] for name in LABELS if first[name] > 0 or second[name] > 0}
+    return {name: first[name] for name in first if first[name] > 0 or second[name] > 0}
 
 
 def stage_weights(config: Config, stage: int) -> dict[str, float]:
-    """{label: weight} of every label in stage 1 or 2."""
+    """{label: weight} of every label in stage 1 or 2; of a property it is all there is."""
+    if config.property is not None:
+        return {config.property.name: 1.0}
     first = {name: getattr(config.loss, name) for name in LABELS}
     if stage == 1 or config.second_stage is None:
         return first

@@ -4,33 +4,46 @@ What the data decide (elements, reference energies, mean neighbour count, scale 
 filled into the model card here, so that the card alone can build the model again.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmlip import models
-from jaxmlip.data.batching import Bucket, choose_buckets, make_buckets, plan, waste
-from jaxmlip.data.statistics import average_neighbors, fit_reference_energies, rms
+from jaxmlip.data.batching import Bucket, atoms_of, choose_buckets, make_buckets, plan
+from jaxmlip.data.statistics import fit_reference_energies
 from jaxmlip.errors import UsageError, did_you_mean
 from jaxmlip.models import checkpoint
-from jaxmlip.potential import Potential, bind
+from jaxmlip.potential import Potential
 from jaxmlip.system import cast
 from jaxmlip.train.accuracy import metric_sums
 from jaxmlip.train.curvature import Known
 from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
+from jaxmlip.train.devices import parallel, part_buckets, spread
 from jaxmlip.train.ensemble import with_members
+from jaxmlip.train.feed import mesh_of, padding
 from jaxmlip.train.frames import SPLIT as SPLIT
 from jaxmlip.train.frames import given_energies, read_data
 from jaxmlip.train.losses import Term
-from jaxmlip.train.settings import Config
+from jaxmlip.train.record import file_hash
+from jaxmlip.train.settings import LABELS, Config
 from jaxmlip.train.sources import bare_labels, same_labels
 from jaxmlip.train.start import begin, moving, settle, with_start
 from jaxmlip.train.step import training
+from jaxmlip.train.stored import (
+    bind_to,
+    energies_of,
+    forces_rms,
+    holding,
+    mapped,
+    neighbors_of,
+    numbers_of,
+)
 from jaxmlip.train.terms import make_optimizer, make_remat, make_terms
 
 log = logging.getLogger("jaxmlip")
@@ -44,10 +57,13 @@ class Run:
     card: dict
     terms: dict[str, Term]
     potential: Potential  # without reference energies
-    train: list  # [(System, labels)], reference energies removed
-    valid: list
+    train: Sequence  # [(System, labels)], reference energies removed
+    valid: Sequence
     buckets: tuple[Bucket, ...]
     valid_buckets: tuple[Bucket, ...]
+    mesh: Mesh | None = None  # of several devices
+    shares: tuple[Bucket, ...] = ()  # the part that one of them has of a batch of each bucket
+    valid_shares: tuple[Bucket, ...] = ()
     steps: int  # planned
     init: Callable
     step: Callable
@@ -59,8 +75,7 @@ class Run:
     @property
     def padding(self) -> float:
         """Share of the padded atoms that are not real."""
-        atoms = [s.n_atoms for s, _ in self.train]
-        return waste(self.buckets, plan(self.buckets, atoms, seed=self.config.seed), atoms)
+        return padding(self)
 
 
 def prepare(
@@ -87,33 +102,33 @@ def prepare(
             "'uncertainty' is that of the last layer of one model, and 'ensemble' makes several",
             fix="one of them: members tell their own uncertainty",
         )
+    mesh = mesh_of(config)
     config, begun = begin(config, terms, find=find)
-    needed = tuple(name for name in terms if name != "hessian")
+    needed = tuple(name for name in terms if name in LABELS and name != "hessian")
     frames = read_data(config, needed=needed, tell=tell)
     train, valid = frames.train, frames.valid
     begun = settle(begun, config, terms, train, atoms=frames.atoms)
-    train = train + list(begun.replay)
+    train = [*train, *begun.replay] if begun.replay else train
     train, valid, known, valid_known = second_derivatives(config, train, valid, terms, load)
     card = with_start(make_card(config, train, terms, atoms=frames.atoms), begun, config)
     potential = checkpoint.potential_of(card | {"reference_energies": {}, "head_names": None})
-    potential = bind(potential, [system for system, _ in train + valid])
+    potential = bind_to(potential, chain(train, valid))
     check_dipoles(potential, card["fields"], train, terms)
     potential = moving(potential, begun, config)
     train, valid = (same_labels(_only(bare_labels(f, card), terms)) for f in (train, valid))
+    train, valid = holding(train, valid, config.data.held_frames)
     buckets = buckets_of(train, config)
-    per_epoch = len(plan(buckets, [s.n_atoms for s, _ in train], seed=config.seed))
-    init, step = training(
-        potential,
-        terms,
-        optimizer=make_optimizer(config),
-        ema=config.optimizer.ema,
-        remat=make_remat(config),
-    )
+    batches = plan(buckets, atoms_of(train), seed=config.seed)
+    valid_buckets = make_buckets(valid, n_buckets=1, max_atoms=config.batch_atoms)
     if config.ensemble > 1:
         card = card | {"members": config.ensemble}
-    potential, init, step, merge = with_members(
-        potential, init, step, config.ensemble, share=config.ensemble_share
-    )
+    potential, merge, init, step, sums = functions(config, potential, terms, mesh)
+    shares = valid_shares = ()
+    if mesh is not None:
+        n, atoms = mesh.devices.size, atoms_of(valid)
+        shares = part_buckets(buckets, batches, atoms_of(train), n)
+        every = plan(valid_buckets, atoms, seed=None)
+        valid_shares = part_buckets(valid_buckets, every, atoms, n, needed=1)
     return Run(
         config=config,
         card=card,
@@ -122,15 +137,39 @@ def prepare(
         train=train,
         valid=valid,
         buckets=buckets,
-        steps=config.epochs * per_epoch,
+        valid_buckets=valid_buckets,
+        mesh=mesh,
+        shares=shares,
+        valid_shares=valid_shares,
+        steps=config.epochs * len(batches),
         init=init,
         step=step,
-        valid_buckets=make_buckets(valid, n_buckets=1, max_atoms=config.batch_atoms),
-        sums=metric_sums(potential.apply, terms),
+        sums=sums,
         curvature=known,
         valid_curvature=valid_known,
         merge=merge,
     )
+
+
+def functions(config: Config, potential, terms, mesh: Mesh | None):
+    """(potential, merge, init, step, sums) of the members of a run, each on all devices.
+
+    init: of a system of one device, on one.
+    """
+    on_mesh = lambda p: p if mesh is None else spread(p, mesh)
+    options = dict(
+        optimizer=make_optimizer(config), ema=config.optimizer.ema, remat=make_remat(config)
+    )
+    init, step = training(potential, terms, **options)
+    if mesh is not None:
+        _, step = training(on_mesh(potential), terms, **options)
+    mean, init, step, merge = with_members(
+        potential, init, step, config.ensemble, share=config.ensemble_share
+    )
+    sums = metric_sums(on_mesh(mean).apply, terms)
+    if mesh is None:
+        return mean, merge, init, step, sums
+    return mean, merge, init, parallel(step, mesh), parallel(sums, mesh, donate=())
 
 
 def buckets_of(frames, config: Config) -> tuple[Bucket, ...]:
@@ -146,7 +185,8 @@ def second_derivatives(config: Config, train, valid, terms, load):
         return train, valid, None, None
     c, cutoff = config.curvature, float(config.model.fields["cutoff"])
     like = {k: v for k, v in train[0][1].items() if k != "hessian"}
-    train = train + phonopy_frames(c.force_constants, cutoff, like=like, dtype=config.dtype)
+    options = {"like": like, "dtype": config.dtype, "modes": c.modes}
+    train = train + phonopy_frames(c.force_constants, cutoff, **options)
     (train, known), (valid, valid_known) = taken(train), taken(valid)
     if c.teacher is not None:
         potential, params = (load or (lambda path: checkpoint.load(path)[:2]))(c.teacher)
@@ -162,7 +202,8 @@ def second_derivatives(config: Config, train, valid, terms, load):
 
 def _only(frames, terms):
     kept = lambda name: name in terms or name.split(":")[0] in ("weight", "head")
-    return [(s, {k: v for k, v in labels.items() if kept(k)}) for s, labels in frames]
+    chosen = lambda i, system, labels: {k: v for k, v in labels.items() if kept(k)}
+    return mapped(frames, chosen)
 
 
 def make_card(config: Config, train, terms, *, atoms=()) -> dict:
@@ -170,21 +211,20 @@ def make_card(config: Config, train, terms, *, atoms=()) -> dict:
 
     atoms: frames of isolated atoms, whose energies are taken exactly.
     """
-    systems = [s for s, _ in train]
-    elements = sorted({int(z) for s in systems for z in np.unique(s.numbers)})
+    numbers = numbers_of(train)
+    elements = sorted({int(z) for own in numbers for z in np.unique(own)})
     reference = {}
     if "energy" in terms:
-        known = [*train, *atoms]
         reference = fit_reference_energies(
-            [s.numbers for s, _ in known],
-            [labels["energy"][0] for _, labels in known],
+            [*numbers, *numbers_of(atoms)],
+            [*energies_of(train), *energies_of(atoms)],
             free=[False] * len(train) + [True] * len(atoms),
             given=given_energies(config),
         )
-    scale = rms([labels["forces"] for _, labels in train if "forces" in labels])
+    scale = forces_rms(train)
     decided = {
         "elements": elements,
-        "avg_num_neighbors": max(average_neighbors(systems), 1e-3),
+        "avg_num_neighbors": max(neighbors_of(train), 1e-3),
         "scale": scale if np.isfinite(scale) and scale > 0 else 1.0,
         "dipole": bool({"dipole", "charges", "born_charges"} & {*terms}),
         "polarizability": "polarizability" in terms,
@@ -236,6 +276,8 @@ def check_dipoles(potential, fields, frames, terms) -> None:
     amounts than e times lattice vectors. Charges that are transferred along bonds do not.
     """
     asked = {"dipole", "born_charges"} & {*terms}
+    if not asked:
+        return
     known = lambda labels: any(np.isfinite(labels.get(name, np.nan)).any() for name in asked)
     periodic = next((s for s, labels in frames if np.any(s.pbc) and known(labels)), None)
     if periodic is None or fields.get("charge_transfer"):
@@ -250,9 +292,3 @@ def check_dipoles(potential, fields, frames, terms) -> None:
             where="model.fields",
             fix="a model of atomic dipoles alone: MACE with charges: false",
         )
-
-
-def file_hash(path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

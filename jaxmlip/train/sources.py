@@ -21,6 +21,7 @@ from jaxmlip.system import cast
 from jaxmlip.train.accuracy import without_references
 from jaxmlip.train.prediction import labelled_prediction
 from jaxmlip.train.settings import Config
+from jaxmlip.train.stored import Stored, mapped
 
 
 def headed(config: Config, path, frames, *, default: str | None = None) -> list:
@@ -40,6 +41,33 @@ def headed(config: Config, path, frames, *, default: str | None = None) -> list:
     numbers = [_index(name, names, f"{path} frame {i}") for i, name in enumerate(found)]
     each = zip(frames, numbers, strict=True)
     return [(s, labels | {HEAD: np.array([float(i)])}) for (s, labels), i in each]
+
+
+def with_property(config: Config, path, frames):
+    """The frames of a file with the label of `config.property`, [1], NaN where a frame has none."""
+    p = config.property
+    if p is None:
+        return frames
+    key = p.key or f"REF_{p.name}"
+    given = (atoms.info.get(key) for atoms in iter_atoms(path))
+    values = [_number(value, key, i, path) for i, value in enumerate(given)]
+    if np.isnan(values).all():
+        raise DataError(
+            f"no frame has '{key}', the property to be trained on",
+            where=str(path),
+            code="JM220",
+            fix="property: {key: ...} names it",
+        )
+    return mapped(frames, lambda i, system, labels: labels | {p.name: np.array([values[i]])})
+
+
+def _number(value, key, i, path):
+    try:
+        return float("nan") if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"'{key}' is not a number: {value!r}", where=f"{path} frame {i}", code="JM221"
+        ) from error
 
 
 def _index(name, names, where):
@@ -91,6 +119,8 @@ def bare_labels(frames, card: dict) -> list:
 
 def same_labels(frames) -> list:
     """The frames with the same labels each, NaN for what a frame does not have."""
+    if isinstance(frames, Stored):
+        return frames  # as they are read
     known = sorted(set().union(*(labels for _, labels in frames)))
 
     def missing(system, name):

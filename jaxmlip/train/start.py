@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmlip import models
@@ -23,9 +24,11 @@ from jaxmlip.models.elements import extend_elements, keep_elements
 from jaxmlip.models.heads import HEAD, heads_potential, stack_heads
 from jaxmlip.models.leaves import nested
 from jaxmlip.train.frames import given_energies
-from jaxmlip.train.references import energies_of, references_of
+from jaxmlip.train.properties import add_property, readout_of
+from jaxmlip.train.references import references_of
 from jaxmlip.train.settings import Config, Model
 from jaxmlip.train.sources import of_heads, replayed
+from jaxmlip.train.stored import energies_of, numbers_of
 from jaxmlip.train.transfer import transfer, update_named
 
 KEPT = ("licence", "citation", "electrostatics", "dispersion")  # of the card that is started from
@@ -77,8 +80,9 @@ def begin(config: Config, terms, *, find: Callable | None = None):
                 where=config.start.model,
                 fix=f"no weight for {label}, or a model that was trained on it",
             )
-    card = {name: value for name, value in card.items() if name not in BESIDE}
-    kept = {name: x for name, x in leaves.items() if name.startswith("params/")}
+    frozen = {"properties"} if config.property is not None else set()
+    card = {name: value for name, value in card.items() if name not in {*BESIDE} - frozen}
+    kept = {name: x for name, x in leaves.items() if name.split("/")[0] in {"params"} | frozen}
     model = Model(architecture=card["architecture"], fields=fields)
     return replace(config, model=model), Beginning(card, kept)
 
@@ -147,8 +151,11 @@ def settle(begun: Beginning, config: Config, terms, frames, *, atoms=()) -> Begi
         )
         references = {name: fit(some, free[name]) for name, some in groups.items()}
         return begun._replace(replay=tuple(old), references=references or None)
-    elements = sorted({int(z) for s, _ in frames + old for z in np.unique(s.numbers)})
+    known = [*numbers_of(frames), *numbers_of(old)]
+    elements = sorted({int(z) for numbers in known for z in np.unique(numbers)})
     card, leaves = _with_elements(config.start, begun, elements)
+    if config.property is not None:
+        return _with_property(config.property, begun, card, nested(leaves), frames, config.seed)
     if config.start.reference_energies != "keep":
         card, leaves = keep_elements(card, leaves, elements)
     begun = begun._replace(potential=card, params=nested(leaves))
@@ -161,6 +168,16 @@ def settle(begun: Beginning, config: Config, terms, frames, *, atoms=()) -> Begi
     references = alone | fit(frames)
     moved = tuple(_moved(frame, before, references) for frame in old)
     return begun._replace(references=references, replay=moved)
+
+
+def _with_property(p, begun, card, params, frames, seed):
+    """The model as it is with one more readout, the only one that is trained."""
+    entry = {"extensive": p.extensive, "unit": p.unit, "widths": p.widths}
+    key = jax.random.key(seed)
+    card, params = add_property(card, params, p.name, frames[0][0], key=key, **entry)
+    before = card.get("reference_energies") or {}
+    references = {int(z): float(e) for z, e in before.items()}
+    return begun._replace(potential=card, params=params, references=references)
 
 
 def _moved(frame, before, after):
@@ -194,6 +211,7 @@ def with_start(card: dict, begun: Beginning, config: Config) -> dict:
         "architecture": old["architecture"],
         "fields": old["fields"],
         "elements": list(old["fields"]["elements"]),
+        **{name: old[name] for name in ("properties",) if old.get(name)},
         "started_from": {**told, "update": config.start.update},
         "data": {**card["data"], "start": {"sha256": begun.card["sha256"]}},
     }
@@ -210,6 +228,8 @@ def moving(potential, begun: Beginning, config: Config):
         params = None if params is None else stack_heads(params, len(start.heads))
     if params is None:
         return potential
+    if config.property is not None:
+        return transfer(potential, params, update=readout_of(config.property.name))
     return transfer(potential, params, update=update_named(start.update, rank=start.rank))
 
 

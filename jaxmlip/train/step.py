@@ -102,4 +102,4 @@ def averaged(state: TrainState, *, ema: float) -> dict:
     if not weight.all():
         return state.params
     of = lambda x: weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
-    return jax.tree.map(lambda x: x / jnp.asarray(of(x), x.dtype), state.average)
+    return jax.tree.map(lambda x: x / np.asarray(of(x), x.dtype), state.average)

@@ -36,7 +36,10 @@ def run(
     )
     crystal = polar.polar_crystal(atoms, model, output, relax_steps=steps)
     found, error = crystal.found, polar.check_born(crystal, output)
+    own = polar.has_own_field(model.card)
     eps = polar.dielectric_of(crystal, epsilon_infinity)
+    if own and eps is None:
+        eps = np.eye(3)  # ions alone: nothing in the energy of the model answers to a field faster
     strengths = intensities(found.born_charges, found.modes)
     output.console.print(table_of(found, strengths))
     results = analysis.results_of(found, model, source=file, command="ir") | {
@@ -52,6 +55,7 @@ def run(
         "epsilon_infinity": eps,
         "lo_directions": n,
         "lo_frequencies_cm1": None,
+        "nonanalytic": None,
         "epsilon_static": None,
     }
     split = None
@@ -61,13 +65,30 @@ def run(
             "modes and intensities alone"
         )
     else:
-        split = longitudinal(crystal, eps, n)
+        results["nonanalytic"] = polar.IN_MODEL if own else "model"
+        split = longitudinal(crystal, _screening(own, eps, output), n)
         oscillators = light.oscillators(found.born_charges, found.modes, eps, crystal.volume)
         results |= polar_results(oscillators, split, output)
         output.console.print(_split_table(found.modes.frequencies_cm1, split, n))
         output.console.print(_tensors(results))
     _write(crystal, strengths, eps, n, split, output, model, width=width, compare=compare)
     output.finish(results)
+
+
+def _screening(own, eps, output) -> np.ndarray:
+    """What the field of longitudinal waves is divided by, [3, 3].
+
+    Charges of the model itself make that field in its energy, where no eps_inf screens it; so the
+    modes are those of its dynamical matrices at q -> 0, as `jaxmlip phonons` has them.
+    """
+    if not own:
+        return eps
+    if not np.allclose(eps, np.eye(3)):
+        output.warn(
+            "the electrostatics of the model is not screened by epsilon infinity: longitudinal "
+            "modes are those of its own energy, and not the zeros of the dielectric function"
+        )
+    return np.eye(3)
 
 
 def longitudinal(crystal, eps, directions) -> np.ndarray:

@@ -10,6 +10,8 @@ from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError, UsageError
 from jaxmlip.vibrations.dielectric import electronic
 
+IN_MODEL = "in the dynamical matrices of the model"  # where the splitting of LO and TO is
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolarCrystal:
@@ -131,6 +133,11 @@ def check_epsilon(given: float | None) -> None:
 def dielectric_of(crystal: PolarCrystal, given: float | None):
     """eps_inf [3, 3] of the model, or the number that is given; None where there is neither."""
     return crystal.dielectric if given is None else given * np.eye(3)
+
+
+def has_own_field(card: dict) -> bool:
+    """Whether charges of the model itself make the field of longitudinal waves, in its energy."""
+    return bool(card.get("electrostatics"))
 
 
 def check_born(crystal: PolarCrystal, output: Output) -> float:

@@ -11,7 +11,7 @@ operation; for the one derivative whose variable `marker` depends on, its tangen
 Complex tangents are two real ones, the members of a `vmap` with the axis `PART`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class Wave:
 
     q: Array  # [3] fractions of the reciprocal cell
     marker: Array  # scalar that depends on the variable of that derivative, and on no other
+    # True: energies are not asked for, and a sum that cannot follow a wave may give NaN for one
+    only_charges: bool = field(default=False, metadata={"static": True})
 
     def sent(self, x, edges: Edges):
         """x of the senders, [n_atoms, ...] -> [n_atoms, k, ...] or [n_edges, ...]."""

@@ -183,7 +183,8 @@ def _induced(apply, params, system, q, parts):
     r = jnp.asarray(system.positions)
 
     def charges(r, marker):
-        return apply(params, replace(system, positions=r, wave=Wave(q=q, marker=marker)))["charges"]
+        wave = Wave(q=q, marker=marker, only_charges=True)
+        return apply(params, replace(system, positions=r, wave=wave))["charges"]
 
     def along(u):
         with jax.default_matmul_precision("highest"):

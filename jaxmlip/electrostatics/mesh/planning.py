@@ -5,9 +5,11 @@ Charges that know nothing of each other, of mean square q², give an error of th
     q² sqrt(density / cutoff) pair(x)    and    q² / cutoff² self(x),    x = cutoff / spacing,
 
 from all others, and from an atom's own image in the mesh: two functions of one number for each
-order and split, once the width is the best one for that x. They were measured (`calibration`);
-here they are read backwards, and the cheapest mesh that fits is taken. The model of cost, in ns of
-one core (measured on a CPU; only ratios matter): 3 a mesh contribution of an atom, 40 a mesh point.
+order and split, once the width is the best one for that x. They were measured (`calibration`). A
+dipole is a derivative of a charge, and what the mesh gets wrong are short waves, about `STEEP` /
+spacing long in reciprocal space: it counts as a charge of mean square (STEEP / spacing)² mu² / 3.
+Here all this is read backwards, and the cheapest mesh that fits is taken. The model of cost, in ns
+of one core (measured on a CPU; only ratios matter): 3 a mesh contribution of an atom, 40 a point.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ TYPICAL = ewald_planning.TYPICAL  # force in a hot crystal, in q²/spacing²
 COST = {"contribution": 3.0, "point": 40.0}
 MOST_POINTS = 2**30
 ORDERS = (4, 6, 8)
+STEEP = {4: 3.8, 6: 5.5, 8: 7.1}  # by order; measured as `calibration` was, within 10 %
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,25 @@ class Crystal:
     n_atoms: int
     pair: float  # relative force error for a unit of the calibrated pair function
     self: float  # the same for the atom's own image
+    pair_dipoles: float = 0.0  # both for dipoles, times (STEEP x)²
+    self_dipoles: float = 0.0
 
 
-def structures(system, cutoff, charges, where) -> list[Crystal]:
+def structures(system, cutoff, charges, where, dipoles=None) -> list[Crystal]:
     """`Crystal` of all structures with atoms; raises `UsageError` where a mesh does not apply."""
     batches = list(system) if isinstance(system, list | tuple) else [system]
-    if charges is not None and len(batches) > 1:
-        raise UsageError("charges belong to one batch, and there are several", where=where)
+    if (charges is not None or dipoles is not None) and len(batches) > 1:
+        raise UsageError(
+            "charges and dipoles belong to one batch, and there are several", where=where
+        )
     found = []
     for batch in batches:
         ewald_planning.check_concrete(batch, where)
         _check_periodic(batch, where)
         ewald_planning.check_edges(batch, cutoff)
-        found += [_crystal(batch, g, cutoff, charges) for g in ewald_planning.occupied(batch)]
+        found += [
+            _crystal(batch, g, cutoff, charges, dipoles) for g in ewald_planning.occupied(batch)
+        ]
     if not found:
         raise UsageError("there are no atoms to plan for", where=where)
     return found
@@ -77,23 +86,28 @@ def check_numbers(cutoff, tolerance, order, exclude, where):
 # --- the size of forces --------------------------------------------------------------------------
 
 
-def _crystal(system, g, cutoff, charges):
+def _crystal(system, g, cutoff, charges, dipoles):
     atoms = np.flatnonzero((np.asarray(system.graph) == g) & (np.asarray(system.numbers) > 0))
     cell = np.asarray(system.cell[g], float)
     volume = abs(np.linalg.det(cell))
     if not volume > 1e-6:
         raise UsageError(f"structure {g} has a flat cell: {cell.tolist()}", where="mesh")
     q = _charges(system, atoms) if charges is None else np.asarray(charges, float)
-    square = float((q[atoms] ** 2).mean())
+    mu = np.zeros((len(q), 3)) if dipoles is None else np.asarray(dipoles, float)
     density = len(atoms) / volume
-    if square == 0:
-        q, square = np.ones(len(q)), 1.0
-    force = max(_force(system, atoms, q, cutoff), TYPICAL * square * density ** (2 / 3))
+    if not (q[atoms].any() or mu[atoms].any()):
+        q = np.ones(len(q))
+    square, moment = float((q[atoms] ** 2).mean()), float((mu[atoms] ** 2).sum(1).mean())
+    least = TYPICAL * (square + moment * density ** (2 / 3)) * density ** (2 / 3)
+    force = max(_force(system, atoms, q, mu, cutoff), least)
+    pair, own, each = np.sqrt(density / cutoff) / force, 1 / cutoff**2 / force, moment / 3
     return Crystal(
         lengths=np.linalg.norm(cell, axis=1),
         n_atoms=len(atoms),
-        pair=square * np.sqrt(density / cutoff) / force,
-        self=float(np.sqrt((q[atoms] ** 4).mean())) / cutoff**2 / force,
+        pair=square * pair,
+        self=float(np.sqrt((q[atoms] ** 4).mean())) * own,
+        pair_dipoles=each / cutoff**2 * pair,
+        self_dipoles=each / cutoff**2 * own,
     )
 
 
@@ -113,7 +127,7 @@ def guess_charges(numbers):
     return np.where(numbers > 0, sign, 0.0)
 
 
-def _force(system, atoms, charges, cutoff):
+def _force(system, atoms, charges, dipoles, cutoff):
     """Root mean square of the force on an atom from its neighbours, faded out at the cutoff."""
     edges = system.edges
     senders, shifts = np.asarray(edges.senders), np.asarray(edges.shifts, float)
@@ -124,11 +138,26 @@ def _force(system, atoms, charges, cutoff):
     vectors = positions[rows] + np.einsum("...a,...ab->...b", shifts, cells) - positions[senders]
     r = np.linalg.norm(vectors, axis=-1)
     near = np.asarray(edges.mask) & (r < cutoff) & (r > 1e-3)
-    size = charges[rows] * charges[senders] / np.where(near, r, 1.0) ** 3
-    size = np.where(near, size * (1 - (r / cutoff) ** 2) ** 2, 0.0)
+    first, second, v, r = rows[near], senders[near], vectors[near], r[near]
+    pull = (charges[first] * charges[second] / r**3)[:, None] * v
+    if dipoles.any():
+        pull = pull + _pull_of_dipoles(
+            (charges[first], dipoles[first]), (charges[second], dipoles[second]), v, r
+        )
     force = np.zeros_like(positions)
-    np.add.at(force, rows, size[..., None] * vectors)
+    np.add.at(force, first, pull * (1 - (r / cutoff) ** 2)[:, None] ** 2)
     return float(np.sqrt((force[atoms] ** 2).sum(1).mean()))
+
+
+def _pull_of_dipoles(first, second, v, r):
+    """Force on `first` (charges [n], dipoles [n, 3]) from `second`, without that of charges."""
+    (q1, mu1), (q2, mu2), u = first, second, v / r[:, None]
+    along1, along2 = (mu1 * u).sum(1), (mu2 * u).sum(1)
+    single = q1[:, None] * (3 * along2[:, None] * u - mu2)
+    single = single + q2[:, None] * (mu1 - 3 * along1[:, None] * u)
+    both = along1[:, None] * mu2 + along2[:, None] * mu1
+    both = both + ((mu1 * mu2).sum(1) - 5 * along1 * along2)[:, None] * u
+    return single / r[:, None] ** 3 + 3 * both / r[:, None] ** 4
 
 
 # --- the cheapest mesh ---------------------------------------------------------------------------
@@ -139,7 +168,7 @@ def cheapest(crystals, *, cutoff, tolerance, orders, split, where):
     plans = []
     for order in orders:
         table = TABLES[split, order]
-        finest = [_ratio(table, c, tolerance) for c in crystals]
+        finest = [_ratio(order, table, c, tolerance) for c in crystals]
         if None in finest:
             continue
         wanted = [c.lengths * x / cutoff for c, x in zip(crystals, finest, strict=True)]
@@ -157,7 +186,7 @@ def cheapest(crystals, *, cutoff, tolerance, orders, split, where):
         raise ResourceError(f"a mesh of {shape} for {len(crystals)} structures", where=where)
     table = TABLES[split, order]
     ratios = [cutoff / (c.lengths / shape).max() for c in crystals]
-    error = max(_error(table, c, x) for c, x in zip(crystals, ratios, strict=True))
+    error = max(_error(order, table, c, x) for c, x in zip(crystals, ratios, strict=True))
     return order, shape, float(_read(table, min(ratios))[0]), float(error)
 
 
@@ -173,19 +202,22 @@ def _read(table, x):
     return [np.exp(np.interp(np.log(x), ratio, row)) for row in rows]
 
 
-def _error(table, crystal, x):
+def _error(order, table, crystal, x):
     _, pair, own = _read(table, x)
-    return np.hypot(pair * crystal.pair, own * crystal.self)
+    dipoles = (STEEP[order] * x) ** 2
+    pair = pair * (crystal.pair + dipoles * crystal.pair_dipoles)
+    return np.hypot(pair, own * (crystal.self + dipoles * crystal.self_dipoles))
 
 
-def _ratio(table, crystal, tolerance):
+def _ratio(order, table, crystal, tolerance):
     """The smallest cutoff / spacing with an error within the tolerance; None: beyond the table."""
     low, high = table[0][0], table[0][-1]
-    if _error(table, crystal, high) > tolerance:
+    if _error(order, table, crystal, high) > tolerance:
         return None
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if _error(table, crystal, middle) > tolerance else (low, middle)
+        coarse = _error(order, table, crystal, middle) > tolerance
+        low, high = (middle, high) if coarse else (low, middle)
     return high
 
 

@@ -16,6 +16,7 @@ from jaxmlip.electrostatics.mesh.splines import below, frequencies, weights
 from jaxmlip.system import System
 
 BLOCK = 2**18  # mesh contributions (atoms x order³) held at once: a few MB, within the cache
+EDGE = 8  # mesh points along an edge of the boxes by which atoms are sorted
 
 
 def reciprocal_cell(cell):
@@ -92,13 +93,15 @@ def _fractions(axes, positions):
 
 
 def _spread(plan, system, fractions, charges):
-    """In blocks of atoms, so that their contributions stay in the cache."""
+    """In blocks of neighbouring atoms: they and their part of the mesh then stay in the cache."""
     n, block = len(charges), max(1, BLOCK // plan.order**3)
     padded = plan.shape[:2] + (plan.shape[2] + plan.order - 1,)
     empty = jnp.zeros(system.n_graphs * prod(padded), fractions.dtype)
     atoms = fractions, charges, system.graph
     if n <= block:
         return _fold(plan, _deposit(plan, empty, *atoms))
+    order = _by_boxes(plan, system, fractions)
+    atoms = [x.at[order].get(unique_indices=True, mode="promise_in_bounds") for x in atoms]
     count = -(-n // block)
     size = -(-n // count)
     extra = count * size - n
@@ -106,6 +109,24 @@ def _spread(plan, system, fractions, charges):
     blocks = [grow(x).reshape(count, size, *x.shape[1:]) for x in atoms]
     step = jax.checkpoint(lambda mesh, atoms: (_deposit(plan, mesh, *atoms), None))
     return _fold(plan, lax.scan(step, empty, blocks)[0])
+
+
+def _by_boxes(plan, system, fractions):
+    """Indices of the atoms, box by box of the mesh, [n_atoms]: one sort of box x n + index."""
+    n, edge = len(fractions), EDGE
+    boxes = lambda: [-(-points // edge) for points in plan.shape]
+    while prod(boxes()) * system.n_graphs * n >= 2**32 and edge < max(plan.shape):
+        edge *= 2
+    if system.n_graphs * n >= 2**32:
+        return jnp.arange(n)
+    inside = lax.stop_gradient(fractions - jnp.floor(fractions))
+    inside = jnp.where(inside < 1, inside, 0)  # NaN has no box, and every atom must have one
+    size = jnp.asarray(boxes(), fractions.dtype)
+    place = jnp.minimum(jnp.floor(inside * size), size - 1).astype(jnp.uint32)
+    box = system.graph.astype(jnp.uint32)
+    for axis, count in enumerate(boxes()):
+        box = box * np.uint32(count) + place[:, axis]
+    return (jnp.sort(box * np.uint32(n) + jnp.arange(n, dtype=jnp.uint32)) % n).astype(jnp.int32)
 
 
 def _deposit(plan, mesh, fractions, charges, graph):

@@ -3,15 +3,22 @@
 Every pair is in the list twice, once for each of its atoms. So the force on an atom is the sum over
 its own row, and nothing need be sent back to the senders: a program without scatter, half as long
 as the one that automatic differentiation finds. Higher derivatives are those of these sums.
+
+Long lists are summed in blocks of receivers: what is known of a pair then stays in the cache, and
+the time for an atom does not grow with their number.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxmlip.system import System, at_receivers, sum_edges, sum_energies, to_edges
+from jaxmlip.system import System, sum_edges, sum_energies, to_edges
+
+BLOCK = 2**15  # edges at once: some 20 numbers of each are 5 MB
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -21,27 +28,25 @@ def pair_energy(short, system: System, charges) -> jax.Array:
     short: hashable function of r² (Å²) -> (value, derivative with respect to r²), zero where
     it should be cut. Edges must hold every pair in both directions.
     """
-    vectors, r2, sent = _edges(system, charges)
-    potential = sum_edges(system, sent * short(r2)[0])
+    potential = _sums(partial(_potential, short), system, charges)[:, 0]
     return sum_energies(system, 0.5 * charges * potential)
 
 
 @partial(pair_energy.defjvp, symbolic_zeros=True)
 def _pair_energy_jvp(short, primals, tangents):
     (system, charges), (moved, d_charges) = primals, tangents
-    vectors, r2, sent = _edges(system, charges)
-    value, slope = short(r2)
-    potential = sum_edges(system, sent * value)
-    pull = 2 * sent * slope
-    rows = [sum_edges(system, pull * x) for x in vectors]
+    strained = not _is_zero(moved.cell)
+    sums = _sums(partial(_slopes, short, strained), system, charges)
+    potential, rows, along_cell = sums[:, 0], sums[:, 1:4], sums[:, 4:]
     change = jnp.zeros_like(charges)
     if not _is_zero(d_charges):
         change = change + potential * d_charges
     if not _is_zero(moved.positions):
-        change = change + charges * (jnp.stack(rows, -1) * moved.positions).sum(-1)
-    if not _is_zero(moved.cell):
-        change = change + 0.5 * charges * _along_cell(system, pull, vectors, moved.cell)
-    # the sum over atoms looks whether its summands are finite: at the energies, not the tangents
+        change = change + charges * (rows * moved.positions).sum(-1)
+    if strained:
+        d_cell = moved.cell.reshape(-1, 9)[system.graph]
+        change = change + 0.5 * charges * (along_cell * d_cell).sum(-1)
+    # the jvp of the sum: in float32 it splits its summands by their size, energies but not tangents
     total = lambda energies: sum_energies(system, energies)
     return jax.jvp(total, (0.5 * charges * potential,), (change,))
 
@@ -50,28 +55,55 @@ def _is_zero(tangent) -> bool:
     return isinstance(tangent, SymbolicZero)
 
 
-def _along_cell(system, pull, vectors, d_cell):
-    """Row sums of pull * vector . (shift @ d_cell), [n_atoms]."""
-    shifts = system.edges.shifts
-    total = 0.0
-    for a in range(3):
-        for b in range(3):
-            row = sum_edges(system, pull * vectors[b] * shifts[..., a])
-            total = total + row * d_cell[system.graph, a, b]
-    return total
+# --- what is summed at an atom, of the pairs (r² [edges], vectors, charges sent, shifts) ----------
 
 
-def _edges(system, charges):
-    """Components of the edge vectors, r² (far where masked), and the charges of the senders.
+def _potential(short, r2, vectors, sent, shifts):
+    return [sent * short(r2)[0]]
+
+
+def _slopes(short, strained, r2, vectors, sent, shifts):
+    """Potential, its slope times -vector [3], and with a strained cell that times shift [9]."""
+    value, slope = short(r2)
+    pull = 2 * sent * slope
+    rows = [pull * x for x in vectors]
+    along_cell = [row * shifts[..., a] for a in range(3) for row in rows] if strained else []
+    return [sent * value, *rows, *along_cell]
+
+
+def _sums(terms, system, charges):
+    """Sums over the edges of each atom, [n_atoms, number of terms]."""
+    edges, packed = system.edges, jnp.concatenate([system.positions, charges[:, None]], -1)
+    short_list = edges.senders.size <= BLOCK or jax.default_backend() != "cpu"  # caches of CPUs
+    if edges.receivers is not None or short_list:
+        return _block(terms, system, packed, jnp.arange(system.n_atoms))
+    n, width = edges.senders.shape
+    count = -(-n * width // BLOCK)
+    size = -(-n // count)
+
+    @jax.checkpoint
+    def some(start):
+        cut = lambda x: lax.dynamic_slice_in_dim(x, start, size)
+        part = replace(edges, **{k: cut(getattr(edges, k)) for k in ("senders", "shifts", "mask")})
+        return _block(terms, replace(system, edges=part), packed, start + jnp.arange(size))
+
+    # the last block reaches back into the one before it, so that all are of one size
+    parts = lax.map(some, jnp.minimum(size * jnp.arange(count), n - size))
+    return jnp.concatenate([parts[:-1].reshape(-1, parts.shape[-1])[: n - size], parts[-1]])
+
+
+def _block(terms, system, packed, atoms):
+    """The same for the rows of some atoms [n], whose edges those of `system` are.
 
     `edge_vectors` once more, but by components, with one gather for positions and charges: one
     loop over edges instead of five.
     """
-    packed = jnp.concatenate([system.positions, charges[:, None]], -1)
-    sent, own = to_edges(system, packed), at_receivers(system, system.positions)
-    cell = at_receivers(system, system.cell[system.graph])
-    shifts = system.edges.shifts.astype(packed.dtype)
+    edges = system.edges
+    receivers = atoms[:, None] if edges.receivers is None else edges.receivers
+    sent = to_edges(system, packed)
+    own, cell = system.positions[receivers], system.cell[system.graph[receivers]]
+    shifts = edges.shifts.astype(sent.dtype)
     offset = lambda b: sum(shifts[..., a] * cell[..., a, b] for a in range(3))
     vectors = [own[..., b] + offset(b) - sent[..., b] for b in range(3)]
-    r2 = sum(x * x for x in vectors)
-    return vectors, jnp.where(system.edges.mask, r2, jnp.inf), sent[..., 3]
+    r2 = jnp.where(edges.mask, sum(x * x for x in vectors), jnp.inf)
+    return jnp.stack([sum_edges(system, x) for x in terms(r2, vectors, sent[..., 3], shifts)], -1)

@@ -39,8 +39,14 @@ class Mesh:
         return self.split.cutoff
 
     def __call__(self, system: System, charges: Array, dipoles: Array | None = None) -> jax.Array:
-        """[n_graphs] eV; NaN for structures with atoms and an open axis."""
+        """[n_graphs] eV; NaN for structures with atoms and an open axis.
+
+        Displacements with a wavevector do not fit on the mesh: `UsageError`, or NaN where only
+        charges are asked for (Born charges).
+        """
         _check_whole(system)
+        if system.wave is not None:
+            return jnp.full(system.n_graphs, jnp.nan, jnp.asarray(system.positions).dtype)
         system = as_arrays(system)
         charges, dipoles = sources(system, charges, dipoles, "mesh")
         full = sum_atoms(system, jnp.ones_like(charges)) > 0
@@ -85,6 +91,7 @@ def pme(
     tolerance: float = 1e-4,
     *,
     charges: Array | None = None,
+    dipoles: Array | None = None,
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
@@ -95,16 +102,18 @@ def pme(
     that of its edges. tolerance: relative error of forces, |F - F_exact| / |F_exact| over a
     structure; where forces nearly vanish (a crystal at rest), relative to those of a hot one.
     charges, e: representative ones for `system`, which tell the size of forces better; without
-    them they are guessed from the elements. order: 4, 6 or 8 of the splines (default: the
-    cheaper of 6 and 8); second derivatives want 6, third ones 8, and a Hessian has up to ten times
-    the relative error of forces: ask for a tenth. exclude: radius, Å, of a smooth window whose
-    pairs are left to a short-range model. split: `prolate` or `gaussian`.
+    them they are guessed from the elements. dipoles, e Å: representative ones [n_atoms, 3], which
+    need a finer mesh; without them the plan is for charges. order: 4, 6 or 8 of the splines
+    (default: the cheaper of 6 and 8); second derivatives want 6, third ones 8, and a Hessian has up
+    to ten times the relative error of forces: ask for a tenth. exclude: radius, Å, of a smooth
+    window whose pairs are left to a short-range model. split: `prolate` or `gaussian`.
 
     Charged cells have a neutralising background. All structures share one mesh, so a batch should
     hold cells of similar size. Raises `UsageError` for slabs, wires and molecules, and where edges
     are missing; `ResourceError` where the mesh would be too large.
     """
-    options = {"charges": charges, "order": order, "exclude": exclude, "split": split}
+    options = {"order": order, "exclude": exclude, "split": split}
+    options |= {"charges": charges, "dipoles": dipoles}
     return _planned(system, cutoff, tolerance, "pme", smooth_factors, **options)
 
 
@@ -114,6 +123,7 @@ def p3m(
     tolerance: float = 1e-4,
     *,
     charges: Array | None = None,
+    dipoles: Array | None = None,
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
@@ -122,13 +132,14 @@ def p3m(
 
     Forces differ by a few per cent of their error, energies are closer by one or two digits.
     """
-    options = {"charges": charges, "order": order, "exclude": exclude, "split": split}
+    options = {"order": order, "exclude": exclude, "split": split}
+    options |= {"charges": charges, "dipoles": dipoles}
     return _planned(system, cutoff, tolerance, "p3m", optimal_factors, **options)
 
 
-def _planned(system, cutoff, tolerance, where, factors, *, charges, order, exclude, split):
+def _planned(system, cutoff, tolerance, where, factors, *, charges, dipoles, order, exclude, split):
     planning.check_numbers(cutoff, tolerance, order, exclude, where)
-    structures = planning.structures(system, cutoff, charges, where)
+    structures = planning.structures(system, cutoff, charges, where, dipoles)
     order, shape, width, error = planning.cheapest(
         structures,
         cutoff=float(cutoff),
@@ -151,7 +162,7 @@ def _planned(system, cutoff, tolerance, where, factors, *, charges, order, exclu
 
 
 def _check_whole(system):
-    if system.wave is not None:
+    if system.wave is not None and not getattr(system.wave, "only_charges", False):
         raise UsageError(
             "displacements with a wavevector do not fit on the mesh",
             where="pme",
