@@ -175,11 +175,13 @@ def conserve_fragments(potential, fragments: Array, totals: Array) -> Potential:
     ion has the charges and the energy that it has alone. The dipole moves with them (list the atoms
     of a fragment at images next to one another). Apply it before `add_electrostatics`.
 
-    Charges of a structure whose fragments do not sum to its total charge are NaN.
+    Charges of a structure whose fragments do not sum to its total charge, or have no total, are
+    NaN. `UsageError` for another number of atoms, and where atoms are spread over devices.
     """
     n_fragments, fragments, totals = len(totals), jnp.asarray(fragments), jnp.asarray(totals)
 
     def apply(params, system: System):
+        _check_fragments(system, fragments)
         out = dict(potential.apply(params, system))
         _owes(out, "conserve_fragments", "charges")
         moved = _moved_charges(system, out["charges"], fragments, totals, n_fragments)
@@ -192,14 +194,24 @@ def conserve_fragments(potential, fragments: Array, totals: Array) -> Potential:
     return _made(make, [potential], potential.init, apply, potential.cutoff)
 
 
+def _check_fragments(system, fragments):
+    where = "conserve_fragments"
+    if fragments.shape != (system.n_atoms,):
+        what = f"fragments have shape {fragments.shape}, expected [n_atoms] = ({system.n_atoms},)"
+        raise UsageError(what, where=where)
+    if system.edges is not None and system.edges.halo is not None:
+        raise UsageError("the system is spread over devices", where=where, fix="one device")
+
+
 def _moved_charges(system, charges, fragments, totals, n_fragments):
     """What each atom gets so that its fragment has its total, [n_atoms] e."""
     real = system.atom_mask
     of = lambda x: jnp.zeros(n_fragments, charges.dtype).at[fragments].add(jnp.where(real, x, 0))
     count = jnp.maximum(of(jnp.ones_like(charges)), 1)
     totals = totals.astype(charges.dtype)
-    share = ((totals - of(charges)) / count)[fragments]
-    sums = sum_atoms(system, (totals / count)[fragments])
+    each = lambda x: x.at[fragments].get(mode="fill", fill_value=jnp.nan)
+    share = each((totals - of(charges)) / count)
+    sums = sum_atoms(system, each(totals / count))
     sound = jnp.abs(sums - system.charge) < 1e-3
     share = share * jnp.where(sound, 1.0, jnp.nan).astype(share.dtype)[system.graph]
     return jnp.where(real, share, 0)

@@ -22,6 +22,7 @@ from jaxmlip.cli.main import main
 from jaxmlip.data.batching import batch, make_buckets
 from jaxmlip.derivatives import forces, hessian, predict
 from jaxmlip.derivatives.first import with_forces
+from jaxmlip.derivatives.response import depends_on_field
 from jaxmlip.errors import ModelError, UsageError
 from jaxmlip.interfaces.ase import from_ase, to_ase
 from jaxmlip.models import checkpoint
@@ -148,6 +149,17 @@ def test_copies_of_an_ensemble_are_a_vmap(over):
     copies = system.positions + np.linspace(0, 0.1, 2)[:, None, None] * np.arange(3)
     force = lambda r: forces(potential.apply)(stacked, replace(system, positions=r))
     assert_allclose(jax.vmap(force)(copies), [force(r) for r in copies], atol=1e-12)
+
+
+@pytest.mark.parametrize("over", [in_turn, together])
+def test_an_ensemble_without_a_coupling_to_the_field_has_no_response(over):
+    """Else its Born charges would be zero without a word."""
+    system, _ = FRAMES[1]
+    for model, coupled in ((MODEL, False), (IN_FIELD, True)):
+        potential = ensemble_potential(model, 2, over=over)
+        shapes = jax.eval_shape(lambda p=potential: p.init(KEY, system))
+        params = jax.tree.map(lambda x: np.ones(x.shape), shapes)
+        assert depends_on_field(potential.apply, params, system) == coupled
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxmlip.errors import ModelError
 from jaxmlip.potential import Potential, _made
@@ -88,11 +89,22 @@ def _with_slopes(apply):
             return out["energy"].sum(), out
 
         floats = {k: getattr(system, k) for k in GEOMETRY if _is_float(getattr(system, k))}
-        slopes, out = jax.grad(energy, has_aux=True)(floats)
-        watched = jax.lax.stop_gradient(slopes["positions"])
-        return {**out, "energy": tied(params, system, out["energy"], slopes), "slopes": watched}
+        known = {"positions"} | _seen(lambda geometry: energy(geometry)[0], floats)
+        slopes, out = jax.grad(energy, has_aux=True)({k: floats[k] for k in known})
+        # what the energy does not depend on must not look as if it did (`depends_on_field`)
+        other = {k: jnp.zeros_like(x) for k, x in floats.items() if k not in known}
+        total = tied(params, replace(system, **other), out["energy"], slopes)
+        return {**out, "energy": total, "slopes": jax.lax.stop_gradient(slopes["positions"])}
 
     return of
+
+
+def _seen(function, arguments: dict) -> set:
+    """Names of the arguments that the value of a function depends on, from its program."""
+    jaxpr = jax.make_jaxpr(function)(arguments).jaxpr
+    return {
+        k for k, used in zip(sorted(arguments), dce_jaxpr(jaxpr, [True])[1], strict=True) if used
+    }
 
 
 def _tied(energy_of):

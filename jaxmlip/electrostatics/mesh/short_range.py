@@ -63,7 +63,7 @@ def _potential(short, r2, vectors, sent, shifts):
 
 
 def _slopes(short, strained, r2, vectors, sent, shifts):
-    """Potential, its slope times -vector [3], and with a strained cell that times shift [9]."""
+    """Potential, its slope along the atom [3], and with a strained cell that times shift [9]."""
     value, slope = short(r2)
     pull = 2 * sent * slope
     rows = [pull * x for x in vectors]
