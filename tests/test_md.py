@@ -236,8 +236,9 @@ def test_an_overflow_is_repeated_and_ends_the_same():
     starved = replace(run, neighbors=replace(run.neighbors, plan=tight, width=4))
     blocks = list(trajectory(starved, motion, steps=200, block=100, record=10))
     assert len(blocks[0].widened) >= 2
-    # other widths sum in another order: equal within rounding that chaos has blown up
-    assert_allclose(blocks[-1].motion.positions, wide.motion.positions, atol=1e-9)
+    for a, b in zip(jax.tree.leaves(blocks[-1].motion), jax.tree.leaves(wide.motion), strict=True):
+        if a.shape == b.shape:  # all but the arrays of the list, whose widths differ
+            assert_array_equal(_bits(a), _bits(b))
 
 
 @pytest.mark.slow

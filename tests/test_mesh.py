@@ -213,7 +213,7 @@ def small_blocks(monkeypatch):
 
 def test_sums_over_blocks_of_atoms_are_sums_over_all_and_keep_nan_to_its_structure(small_blocks):
     system, charges, _ = batch()
-    charges = np.nan_to_num(charges)
+    charges = jnp.asarray(np.nan_to_num(charges))
     solver = pme(system, CUTOFF, 1e-2, charges=charges, order=4)
     system = jax.tree.map(jnp.asarray, system)
     terms = partial(short_range._slopes, solver.short, True)

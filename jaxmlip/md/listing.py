@@ -114,6 +114,17 @@ def no_list(neighbors: Neighbors, system) -> Listed:
     return _made(edges, nowhere, system.cell, neighbors)
 
 
+def resized(listed: Listed, neighbors: Neighbors) -> Listed:
+    """The list in arrays of another plan, at least as wide: it is as fresh as it was."""
+    extra = neighbors.plan.width - listed.edges.senders.shape[1]
+    fill = lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
+    edges = listed.edges
+    edges = replace(
+        edges, senders=fill(edges.senders), shifts=fill(edges.shifts), mask=fill(edges.mask)
+    )
+    return replace(listed, edges=edges)
+
+
 def _made(edges, positions, cell, neighbors):
     reach = jnp.asarray(neighbors.plan.cutoff, positions.dtype)
     return Listed(edges=edges, reach=reach, positions=positions, cell=cell)

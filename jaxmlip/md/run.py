@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmlip import units
 from jaxmlip.errors import NumericalError, ResourceError, UsageError
-from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, widened
+from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, resized, widened
 from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of
 from jaxmlip.md.observables import standard
 from jaxmlip.md.stepping import Goal, stepped
@@ -228,7 +228,7 @@ def _advanced(run, motion, goal, *, every, size):
             return Block(end, records, run, int(health.searches), tuple(tried))
         tried += told
         run = replace(run, neighbors=neighbors)
-        motion = replace(motion, list=no_list(neighbors, run.system))
+        motion = replace(motion, list=resized(motion.list, neighbors))
     raise ResourceError(f"neighbour lists overflow after {REPEATS} widenings: {tried[-1]}")
 
 

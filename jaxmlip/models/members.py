@@ -59,7 +59,7 @@ def ensemble_potential(
         member = (
             _with_slopes(potential.apply) if forces and system.wave is None else potential.apply
         )
-        each = (over or _default())(member, n)(params, jax.tree.map(jnp.asarray, system))
+        each = (over or _default())(member, n)(*jax.tree.map(jnp.asarray, (params, system)))
         slopes = each.pop("slopes", None)
         out = {name: value.mean(0) for name, value in each.items()}
         out["energy_uncertainty"] = jax.lax.stop_gradient(_spread(each["energy"]))
