@@ -204,6 +204,7 @@ def small_blocks(monkeypatch):
     """-> a function that from then on has pairs and atoms of 54 charges summed in many blocks."""
 
     def set_them():
+        monkeypatch.setattr(short_range, "WHOLE", 700)
         monkeypatch.setattr(short_range, "BLOCK", 700)
         monkeypatch.setattr(reciprocal, "BLOCK", 11 * 4**3)
         monkeypatch.setattr(reciprocal, "EDGE", 2)

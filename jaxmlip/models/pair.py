@@ -6,8 +6,6 @@ exact curve up to `onset` (a fraction of the cutoff) and then falls smoothly to 
 gives the truncated and shifted curve of the reference tables, whose forces jump at the cutoff.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.nn.linear import species_index
-from jaxmlip.nn.mutual import kept, mutual_vectors
+from jaxmlip.nn.pair_sums import pair_energies
 from jaxmlip.nn.radial import envelope
 from jaxmlip.nn.readout import energy_prediction
 from jaxmlip.system import System, at_receivers, edge_vectors, sum_edges, to_edges
@@ -44,11 +42,11 @@ class LennardJones(nn.Module):
     def __call__(self, system: System):
         epsilon, sigma = _by_pair(self, system, epsilon=self.epsilon, sigma=self.sigma)
 
-        def curve(r):
+        def curve(r, epsilon, sigma):
             attraction = (sigma / r) ** 6
             return 4 * epsilon * (attraction**2 - attraction)
 
-        return _prediction(self, system, curve)
+        return _prediction(self, system, curve, (epsilon, sigma))
 
 
 class Morse(nn.Module):
@@ -66,11 +64,11 @@ class Morse(nn.Module):
     def __call__(self, system: System):
         depth, a, r0 = _by_pair(self, system, depth=self.depth, a=self.a, r0=self.r0)
 
-        def curve(r):
+        def curve(r, depth, a, r0):
             decay = jnp.exp(-a * (r - r0))
             return depth * (decay**2 - 2 * decay)
 
-        return _prediction(self, system, curve)
+        return _prediction(self, system, curve, (depth, a, r0))
 
 
 class ZBL(nn.Module):
@@ -85,17 +83,17 @@ class ZBL(nn.Module):
     def __call__(self, system: System):
         z = np.asarray(self.elements, float)
         power = z**ZBL_EXPONENT
-        charges, inverse = _by_pair(
+        tables = _by_pair(
             self, system, charges=np.outer(z, z), inverse=np.add.outer(power, power) / ZBL_LENGTH
         )
 
-        def curve(r):
+        def curve(r, charges, inverse):
             x = r * inverse
             terms = zip(ZBL_WEIGHTS, ZBL_DECAYS, strict=True)
             screening = sum(w * jnp.exp(-k * x) for w, k in terms)
             return units.coulomb_constant * charges / r * screening
 
-        return _prediction(self, system, curve)
+        return _prediction(self, system, curve, tables)
 
 
 def _by_pair(model, system, **tables):
@@ -119,23 +117,26 @@ def _by_pair(model, system, **tables):
     return out
 
 
-def _prediction(model, system, curve):
+def _prediction(model, system, curve, tables):
     """Half of each directed edge's energy to its receiver; NaN for unknown elements.
 
-    The energy of a structure has forces without a scatter; those of atoms, if nobody asks for
-    them, cost nothing.
+    The energy of a structure has forces in one pass and without a scatter; those of atoms, if
+    nobody asks for them, cost nothing.
     """
     _, known = species_index(system.numbers, model.elements)
 
-    def of(vectors, keep=lambda x: x):
-        r = jnp.sqrt(keep(sum(axis**2 for axis in vectors)))
-        energies = 0.5 * sum_edges(system, _truncated(curve, r, model))
-        return energy_prediction(system, energies, known)
+    def function(squares, tables):
+        return 0.5 * _truncated(lambda r: curve(r, *tables), jnp.sqrt(squares), model)
 
     vectors = edge_vectors(system)
-    single = of([vectors[..., i] for i in range(3)])["energies"]
-    keep = partial(kept, senders=jnp.asarray(system.edges.senders))
-    return {"energy": of(mutual_vectors(system), keep)["energy"], "energies": single}
+    squares = sum(vectors[..., axis] ** 2 for axis in range(3))
+    single = sum_edges(system, function(squares, tables))
+    out = energy_prediction(system, single, known)
+    edges = system.edges
+    if edges.receivers is not None or edges.halo is not None or system.wave is not None:
+        return out
+    whole = pair_energies(system, function, tables)
+    return out | {"energy": energy_prediction(system, whole, known)["energy"]}
 
 
 def _truncated(curve, r, model):

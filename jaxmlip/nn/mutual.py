@@ -16,37 +16,6 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxmlip.system import FAR, System, edge_vectors
-
-
-def mutual_vectors(system: System) -> list:
-    """The three axes of `edge_vectors`, [n_atoms, k] each, for energies of whole structures."""
-    edges = system.edges
-    if edges.receivers is not None or edges.halo is not None or system.wave is not None:
-        vectors = edge_vectors(system)
-        return [vectors[..., axis] for axis in range(3)]
-    system = jax.tree.map(jnp.asarray, system)
-    cell, shifts = system.cell[system.graph][:, None], system.edges.shifts
-    moved = lambda axis: sum(
-        shifts[..., i].astype(cell.dtype) * cell[..., i, axis] for i in range(3)
-    )
-    far = jnp.asarray(FAR, system.positions.dtype)
-    return [
-        jnp.where(
-            system.edges.mask,
-            mutual_differences(system.positions[:, axis], system.edges.senders) + moved(axis),
-            far,
-        )
-        for axis in range(3)
-    ]
-
-
-def kept(x, senders):
-    """x, and backwards its slope, computed once where XLA for CPU would do so in each fused loop
-    that reads them. `senders` are any indices of at least one edge.
-    """
-    return x if senders.size == 0 else _kept.bind(x, senders.reshape(-1)[0])
-
 
 def mutual_differences(x, senders):
     """x[i] - x[senders[i, j]], [n, ...] -> [n, k, ...]."""
@@ -99,26 +68,6 @@ def _batch(primitive, args, axes):
     return out.reshape(size, n, *out.shape[1:]), 0
 
 
-def _through_a_loop(x, index):
-    """x: the loop makes no turn, since no index is negative, but XLA cannot know that."""
-    return jax.lax.while_loop(lambda c: c[1] < 0, lambda c: (-c[0], c[1] + 1), (x, index))[0]
-
-
-def _kept_batch(args, axes):
-    (x, index), (at, index_at) = args, axes
-    index = index if index_at is None else index.reshape(-1)[0]
-    return _kept.bind(x, index), at
-
-
-_kept = Primitive("kept")
-_kept.def_impl(lambda x, index: x)
-_kept.def_abstract_eval(lambda x, index: x)
-mlir.register_lowering(_kept, mlir.lower_fun(lambda x, index: x, multiple_results=False))
-through_a_loop = mlir.lower_fun(_through_a_loop, multiple_results=False)
-mlir.register_lowering(_kept, through_a_loop, platform="cpu")
-ad.primitive_jvps[_kept] = lambda args, tangents: _jvp(_kept, args, tangents)
-_transposed(_kept, _kept)
-batching.primitive_batchers[_kept] = _kept_batch
 _difference = _linear("mutual_difference", _differences, lambda x, s: (*s, *x[1:]))
 _sum = _linear("mutual_sum", _sums, lambda y, s: (y[0], *y[2:]))
 _transposed(_difference, _sum)
