@@ -16,7 +16,9 @@ from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import ZBL, LennardJones, Morse
+from jaxmlip.nn import blocks
 from jaxmlip.nn.mutual import mutual_differences
+from jaxmlip.system import strain
 
 
 def curve(model, distances, numbers):
@@ -150,6 +152,36 @@ def test_mutual_differences_have_the_derivatives_of_plain_ones():
         points, senders, widths
     )
     assert_allclose(each(mutual_differences), each(plain), atol=1e-13)
+
+
+@pytest.mark.parametrize("at_once", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_structure_has_the_derivatives_of_the_sum_of_its_atoms(at_once, monkeypatch):
+    # energies of atoms go the plain way, autodiff through all pairs; that of a structure does not
+    if not at_once:
+        monkeypatch.setitem(blocks.CACHE, jax.default_backend(), (0, 2**13))
+    atoms = bulk("Ar", "fcc", 5.3).repeat(2)
+    atoms.numbers[::3] = 10
+    atoms.rattle(0.1, seed=0)
+    system = from_ase(atoms, 5.0, dtype="float64")
+    model = LennardJones((10, 18), ((0.01, 0.02), (0.02, 0.03)), 3.0, cutoff=5.0)
+    u, v = np.random.default_rng(0).normal(size=(2, *system.positions.shape))
+
+    def energy(name, x, epsilon):
+        moved = strain(replace(system, positions=x), epsilon)
+        return model.apply({}, moved)[name].sum()
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(name, x, epsilon):
+        slope = jax.grad(partial(energy, name), argnums=(0, 1))
+        along = lambda x: jax.jvp(lambda x: slope(x, epsilon), (x,), (u,))[1]
+        back = lambda x: jax.vjp(lambda x: slope(x, epsilon)[0], x)[1](v)[0]
+        third = jax.grad(lambda x: (back(x) * u).sum())
+        return energy(name, x, epsilon), slope(x, epsilon), along(x), third(x)
+
+    point = jnp.asarray(system.positions), 0.01 * jnp.asarray(np.eye(3)[[1, 0, 2]])[None]
+    found, expected = (jax.tree.leaves(derivatives(n, *point)) for n in ("energy", "energies"))
+    for a, b in zip(found, expected, strict=True):
+        assert_allclose(a, b, atol=1e-11 * float(jnp.abs(b).max()))
 
 
 def test_energies_of_atoms_have_slopes_of_their_own():
