@@ -16,7 +16,7 @@ from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import ZBL, LennardJones, Morse
-from jaxmlip.nn import blocks
+from jaxmlip.nn import pair_sums
 from jaxmlip.nn.mutual import mutual_differences
 from jaxmlip.system import strain
 
@@ -158,7 +158,8 @@ def test_mutual_differences_have_the_derivatives_of_plain_ones():
 def test_a_structure_has_the_derivatives_of_the_sum_of_its_atoms(at_once, monkeypatch):
     # energies of atoms go the plain way, autodiff through all pairs; that of a structure does not
     if not at_once:
-        monkeypatch.setitem(blocks.CACHE, jax.default_backend(), (0, 2**13))
+        monkeypatch.setattr(pair_sums, "WHOLE", 0)
+        monkeypatch.setattr(pair_sums, "BLOCK", 2**13)
     atoms = bulk("Ar", "fcc", 5.3).repeat(2)
     atoms.numbers[::3] = 10
     atoms.rattle(0.1, seed=0)

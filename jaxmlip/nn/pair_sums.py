@@ -11,9 +11,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmlip.nn.blocks import block_rows, in_blocks
+from jaxmlip.nn.blocks import in_blocks
 from jaxmlip.nn.mutual import mutual_differences
 from jaxmlip.system import FAR, Array, System
+
+WHOLE, BLOCK = 2**25, 2**20  # bytes that are done at once, and of a block where there are more
 
 
 def pair_energies(system: System, function, tables) -> Array:
@@ -44,11 +46,18 @@ def _energies_jvp(function, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _slopes(function, positions, cells, fixed):
     """Energies [n], their slopes with positions [n, 3] and with the cells of atoms [n, 3, 3]."""
-    n, k = fixed[0].shape
-    rows = block_rows(n, 8 * max(k, 1) * positions.dtype.itemsize) if isinstance(k, int) else n
     columns, build = _numbers_apart(fixed[3])
     of_rows = lambda rows: _of_rows(function, positions, (*rows[:-1], build(rows[-1])))
-    return in_blocks(of_rows, (positions, cells, *fixed[:3], columns), rows=rows)
+    arrays = (positions, cells, *fixed[:3], columns)
+    return in_blocks(of_rows, arrays, rows=_rows(*fixed[0].shape, positions.dtype.itemsize))
+
+
+def _rows(n, k, itemsize):
+    """Rows of a block; all at once where sizes are not known, or not on a CPU."""
+    if jax.default_backend() != "cpu" or not (isinstance(n, int) and isinstance(k, int)):
+        return n
+    a_row = 8 * max(k, 1) * itemsize  # what is made for each pair
+    return n if n * a_row <= WHOLE else max(1, BLOCK // a_row)
 
 
 def _numbers_apart(tables):
