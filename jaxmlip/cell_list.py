@@ -19,7 +19,8 @@ import numpy as np
 from jaxmlip.bitmaps import WORD, nth_bits, packed
 from jaxmlip.system import Array, Edges, System, edge_vectors
 
-BLOCK = 2**17  # candidate pairs looked at together: what a cache holds
+BLOCK = {"cpu": 2**17}  # candidate pairs looked at together: what a cache holds
+DEVICE = 2**27  # the same for a device with memory of its own
 MOST_BINS = 64  # along an axis
 _product = partial(jnp.einsum, "...i,...ij->...j", precision=jax.lax.Precision.HIGHEST)
 
@@ -208,13 +209,17 @@ def _near(plan, system, table, wrapped):
     for none; and the most that an atom has.
     """
     n, around = _stencil(plan)[1].shape
-    block = max(1, min(n, BLOCK // (plan.per_bin**2 * around)))
+    block = max(1, min(n, _at_once() // (plan.per_bin**2 * around)))
     bins = jnp.asarray(np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block))
     # three loops: in one, what is gathered and found is so anew for every use
     places = jax.lax.map(partial(_candidates, plan, system, table, wrapped), bins)
     words = jax.lax.map(partial(_near_words, plan), (bins, *places))
     chosen, counts = jax.lax.map(partial(_listed, plan), words)
     return chosen.reshape(-1, plan.width)[: table.size], counts.max()
+
+
+def _at_once():
+    return BLOCK.get(jax.default_backend(), DEVICE)
 
 
 def _candidates(plan, system, table, wrapped, bins):
@@ -260,19 +265,28 @@ def _listed(plan, words):
 
 
 def _edges(plan, system, table, chosen, wraps):
-    n_atoms = system.n_atoms
-    place = jnp.zeros(n_atoms + 1, jnp.int32)
-    place = place.at[table.reshape(-1)].set(jnp.arange(table.size, dtype=jnp.int32))[:n_atoms]
-    chosen = chosen[place]  # [n_atoms, width]
-    mask = (chosen >= 0) & system.atom_mask[:, None]
+    """The edges of all atoms, some atoms after the others: their indices then stay in a cache."""
+    n = system.n_atoms
+    place = jnp.zeros(n + 1, jnp.int32)
+    place = place.at[table.reshape(-1)].set(jnp.arange(table.size, dtype=jnp.int32))
+    rows = max(1, min(n, _at_once() // (8 * plan.width)))
+    atoms = np.minimum(np.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
+    of_some = partial(_edges_of, plan, system.atom_mask, table, chosen, wraps, place)
+    edges = jax.lax.map(of_some, jnp.asarray(atoms))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], edges)
+
+
+def _edges_of(plan, real, table, chosen, wraps, place, atoms):
+    place = place[atoms]
+    chosen = chosen[place]  # [atoms, width]
+    mask = (chosen >= 0) & real[atoms, None]
     which, row = jnp.divmod(jnp.maximum(chosen, 0), plan.per_bin)
     _, around, crossed, _, _ = map(jnp.asarray, _stencil(plan))
     here = (place // plan.per_bin)[:, None]
     senders = jnp.where(mask, table[around[here, which], row], 0)
-    shifts = wraps[senders] - wraps[:, None] - crossed[here, which]
-    return Edges(
-        senders=senders, receivers=None, shifts=jnp.where(mask[..., None], shifts, 0), mask=mask
-    )
+    shifts = wraps[senders] - wraps[atoms, None] - crossed[here, which]
+    shifts = jnp.where(mask[..., None], shifts, 0)
+    return Edges(senders=senders, receivers=None, shifts=shifts, mask=mask)
 
 
 def narrowed(system: System, cutoff: float, width: int) -> tuple[System, Array]:

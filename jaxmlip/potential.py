@@ -173,7 +173,9 @@ def conserve_fragments(potential, fragments: Array, totals: Array) -> Potential:
     for one batch and stay as they are while atoms move. Charges of a fragment are moved by one
     amount, so what a model shares out evenly over a structure has no say: far from all others an
     ion has the charges and the energy that it has alone. The dipole moves with them (list the atoms
-    of a fragment at images next to one another). Apply it before `add_electrostatics`.
+    of a fragment at images next to one another). Apply it before `add_field` and
+    `add_electrostatics`: an energy that has them already (any potential of `jaxmlip.load` with a
+    dipole or a long-range term) keeps the charges as they were.
 
     Charges of a structure whose fragments do not sum to its total charge, or have no total, are
     NaN. `UsageError` for another number of atoms, and where atoms are spread over devices.

@@ -17,7 +17,7 @@ LEVEL = {
     "json_text": 0,
     "restart": 0,
     "neighbors": 1,
-    "bitmaps": 1,
+    "bitmaps": 0,
     "cell_list": 1,
     "potential": 1,
     "derivatives": 1,

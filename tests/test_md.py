@@ -17,6 +17,7 @@ from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
+from jaxmlip.md.listing import Neighbors, healthy, no_list, resized, widened
 from jaxmlip.md.motion import bodies_of, conserved_energy, temperature_of, thermal_motion
 from jaxmlip.md.run import advance, prepare, started, trajectory
 from jaxmlip.models import LennardJones
@@ -85,11 +86,17 @@ def test_a_plan_that_is_made_anew_covers_what_the_old_one_did():
     batches = [concatenate([system_of(a) for a in pair]) for pair in ((long, short), (short, long))]
     first = plan_list(batches[0], 1.5)
     both = plan_list(batches[1], 1.5, also=first)
-    assert not search(first, batches[1]).covered
+    find = jax.jit(search, static_argnums=0)
+    assert not find(first, batches[1]).covered
     for batch in batches:
-        found = search(both, batch)
+        found = find(both, batch)
         assert found.complete(both)
         assert found.edges.mask.sum() == 6  # three bonds of the short one, both ways
+    # the list that is kept meanwhile has a place in the new arrays
+    wide = Neighbors(plan=replace(first, width=40), cutoff=1.4, width=None)
+    anew, _ = widened(wide, batches[1], replace(healthy(), covered=False))
+    assert anew.plan.bins == both.bins
+    assert resized(no_list(wide, batches[1]), anew).edges.senders.shape[1] == 40
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])

@@ -26,13 +26,14 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
 
 def test_the_configuration_of_the_readme_is_understood(tmp_path):
     from jaxmlip.train.config import read_config
+    from jaxmlip.train.terms import make_terms
 
     (text,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
     for name in ("train.extxyz", "valid.extxyz", "hessians.npz"):
         (tmp_path / name).touch()
     (tmp_path / "train.yaml").write_text(text)
     config = read_config(tmp_path / "train.yaml")
-    assert config.ensemble == 4 and config.loss.hessian == 0.1
+    assert config.ensemble == 4 and set(make_terms(config)) == {"energy", "forces", "hessian"}
 
 
 def test_the_map_names_every_room():

@@ -39,7 +39,7 @@ def written(path, atoms):
     return path
 
 
-@pytest.fixture(params=[".h5", ".db"])
+@pytest.fixture(params=[".h5", pytest.param(".db", marks=pytest.mark.slow)])
 def run(tmp_path, request):
     written(tmp_path / f"train{request.param}", molecules(60))
     more = f"data: {{train: train{request.param}, held_frames: {HELD}, checks: false}}\n"

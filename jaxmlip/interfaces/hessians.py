@@ -64,6 +64,10 @@ def _numbered(file, names, path):
             raise DataError(
                 f"the name '{name}' does not end in the number of a frame", where=str(path)
             )
+        if isinstance(file[name], h5py.Group):
+            raise DataError(
+                f"'{name}' is a group, expected an array [3n, 3n]", where=str(path), code="JM220"
+            )
         out[int(number[1])] = np.asarray(file[name], np.float64)
     return out
 

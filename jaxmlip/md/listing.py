@@ -81,7 +81,8 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
     """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
     plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
-        plan = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK, also=plan)
+        new = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK, also=plan)
+        plan = replace(new, width=max(new.width, plan.width))  # the list that is kept must fit
         return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
         size = int(np.ceil(int(health.in_bin) * GROWTH))

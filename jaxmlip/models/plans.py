@@ -4,7 +4,8 @@
     "dispersion": {"tolerance": 1e-4}
 
 method: ewald, pme, p3m or coulomb (molecules; needs no plan); cutoff, Å: of its edges, if not
-the model's. With "equilibration": {"widths": {"11": 1.0, "17": 1.2}, "tolerance": 1e-10, ...} the
+the model's. Meshes are planned for charges alone: of a model with atomic dipoles ask a quarter of
+the tolerance. With "equilibration": {"widths": {"11": 1.0, "17": 1.2}, "tolerance": 1e-10, ...} the
 model's electronegativities and hardnesses decide the charges (all options of
 `electrostatics.equilibration`); else the model predicts them. Dispersion is the tail beyond the
 cutoff of -c c / r^6 with the model's coefficients. In the configuration of a training run these

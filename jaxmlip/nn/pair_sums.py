@@ -23,7 +23,8 @@ def pair_energies(system: System, function, tables) -> Array:
     atoms only in value. For edges per receiver, all atoms at hand.
 
     function: (squared lengths, tables) -> energy of a directed edge, elementwise; it vanishes for
-    padded edges (of length FAR). tables: pytree of [n_atoms, k] or numbers.
+    padded edges (of length FAR). tables: pytree of [n_atoms, k] or numbers, constants: there is no
+    derivative by them.
     """
     system = jax.tree.map(jnp.asarray, system)
     edges, cells = system.edges, system.cell[system.graph]

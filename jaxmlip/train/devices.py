@@ -3,13 +3,15 @@
 A batch for d devices is one `System` of d parts of equal shape, one after the other; arrays of
 atoms, edges and structures are split along their first axis. `spread` gives the potential that
 computes each part where it lies. Nothing else changes: the loss is a ratio of sums over the whole
-batch, and its gradient is that of one device, up to the order of summation. A run does this where
-its configuration says `devices: N`, or `all`: the batches stay those of one device.
+batch, and its gradient is that of one device, up to the order of summation (Born charges are
+compared along other random directions, with the same mean). A run does this where its configuration
+says `devices: N`, or `all`: the batches stay those of one device.
 
 On many machines every process runs the same command on the same data and folder; under Slurm, one
-task a device:
+task a device, each of which sees all devices of its node (JAX picks its own by its place there):
 
-    srun --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 jaxmlip train run.yaml --set devices=all
+    srun --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --gpu-bind=none \
+        jaxmlip train run.yaml --set devices=all
 
 Elsewhere JAX_COORDINATOR (host:port), JAX_PROCESSES and JAX_PROCESS tell how they find each other
 (`processes.connect`). All plan the same batches from the same seed, each builds its own parts, and

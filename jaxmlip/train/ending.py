@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from jaxmlip.errors import ResourceError
 from jaxmlip.system import cast
 from jaxmlip.train.accuracy import add_up
 from jaxmlip.train.feed import made_valid
@@ -32,7 +33,10 @@ def solved(run, *, report) -> Path:
     own = cast(own, run.config.dtype)
     sums = add_up(run.sums, own, run.valid, run.valid_buckets, make=partial(made_valid, run))
     card = found.card | {"accuracy": summary(sums), "epoch": 0}
-    keep_models(run, found.params, card, best=True, report=report)
+    if not keep_models(run, found.params, card, best=True, report=report):
+        raise ResourceError(
+            "the model could not be written", where=run.config.output, fix="free some space"
+        )
     message = (
         f"{p.name}: error of frames that were left out {found.error:.4g} {p.unit}, of their "
         f"composition alone {found.composition:.4g}, spread {found.spread:.4g}"

@@ -87,11 +87,13 @@ def train(
             half_written.unlink()
         run = prepare(config, load=load, find=find, tell=warn)
         _check_metric(run)
-        begun = None if run.config.start is None else run.config.start.model
-        write_record(run, start=None if begun is None else (find or Path)(begun))
+        begun = _file_of_start(run, find)
         if run.config.property is not None and not run.config.property.widths:
+            _may_replace(run, resume=resume)
+            write_record(run, start=begun)
             return solved(run, report=report)
         state, at = start(run, resume=resume, report=report)
+        write_record(run, start=begun)  # not earlier: a run that is refused leaves no word
         report(introduction(run, state, at))
         with stop_signals() as stop:
             while not at.finished:
@@ -102,6 +104,29 @@ def train(
         add_uncertainty(run, output / MODEL, report=report)
     report({"event": "done", "model": str(output / MODEL), "best": at.best})
     return output / MODEL
+
+
+def _file_of_start(run, find):
+    """The file of the model to start from, or None; `UsageError` for the one the run will write."""
+    name = None if run.config.start is None else run.config.start.model
+    path = None if name is None else Path((find or Path)(name))
+    own = Path(run.config.output) / MODEL
+    if path is not None and path.resolve() == own.resolve():
+        raise UsageError(
+            "the run would replace the model that it starts from",
+            where=str(own),
+            fix="another output",
+        )
+    return path
+
+
+def _may_replace(run, *, resume):
+    """Raises `UsageError` for a folder of another run, which a solved one must not overwrite."""
+    if not resume:
+        return forget(run)
+    saved = newest_state(run.config.output, warn=lambda error: None)
+    if saved is not None:
+        check_same_run(saved[1], run)
 
 
 def start(run: Run, *, resume: bool, report):

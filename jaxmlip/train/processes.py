@@ -13,13 +13,15 @@ import numpy as np
 from jaxmlip.errors import ResourceError, UsageError
 
 ENVIRONMENT = ("JAX_COORDINATOR", "JAX_PROCESSES", "JAX_PROCESS")
+TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher has started
+DAY = 86400  # s
 
 
 def connect(**options) -> int:
     """Joins the processes of a run; returns how many there are. Call it before anything else.
 
-    Taken from Slurm, Open MPI or a TPU pod where one of them started this process, else from
-    JAX_COORDINATOR, JAX_PROCESSES and JAX_PROCESS, if they are set; alone, nothing is done.
+    Taken from JAX_COORDINATOR, JAX_PROCESSES and JAX_PROCESS, if they are set, else from Slurm or
+    Open MPI where one of them started this process among others; alone, nothing is done.
     Once they are joined, nothing more is done. options: of `jax.distributed.initialize`. Raises
     `ResourceError` if the others are not found.
     """
@@ -36,10 +38,11 @@ def connect(**options) -> int:
             "num_processes": int(given[1]),
             "process_id": int(given[2]),
         } | options
-    elif not options and int(os.environ.get("SLURM_NTASKS", "1")) < 2:
+    elif not options and not any(int(os.environ.get(name, "1")) > 1 for name in TASKS):
         return 1
     try:
-        jax.distributed.initialize(**options)
+        # the first one has files to write when the others are done: they wait for it
+        jax.distributed.initialize(**{"shutdown_timeout_seconds": DAY} | options)
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
             f"cannot join the other processes: {error}",

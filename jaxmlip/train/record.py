@@ -60,7 +60,7 @@ def config_to_repeat(folder, *, find=Path) -> tuple[Path, list[str]]:
         )
     record = _read(folder / RECORD)
     config = yaml.safe_load((folder / CONFIG).read_text())
-    paths = config["data"] | {"replay": (config.get("replay") or {}).get("train")}
+    paths = files_of(config)
     for name, known in record["data"].items():
         if name != "start":  # a model: its hash there is that of its weights
             _check_same(f"the {name} data have", paths[name], known)
@@ -68,6 +68,17 @@ def config_to_repeat(folder, *, find=Path) -> tuple[Path, list[str]]:
         model = config["start"]["model"]
         _check_same(f"the model to start from, {model}, has", find(model), record["start"])
     return folder / CONFIG, _changes(record["starts"][-1], _start())
+
+
+def files_of(config: dict) -> dict:
+    """{name: path} of the files with labels that a configuration names."""
+    data, curved = config["data"], config.get("curvature") or {}
+    found = {name: data.get(name) for name in ("train", "valid")}
+    found["replay"] = (config.get("replay") or {}).get("train")
+    found |= {name: curved.get(name) for name in ("hessians", "valid_hessians")}
+    constants = curved.get("force_constants") or []
+    found |= {f"force_constants_{i}": path for i, path in enumerate(constants)}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _check_same(what, path, known):

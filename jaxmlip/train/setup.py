@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxmlip import models
 from jaxmlip.data.batching import Bucket, atoms_of, choose_buckets, make_buckets, plan
 from jaxmlip.data.statistics import fit_reference_energies
-from jaxmlip.errors import UsageError, did_you_mean
+from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
 from jaxmlip.system import cast
@@ -30,7 +30,7 @@ from jaxmlip.train.feed import mesh_of, padding
 from jaxmlip.train.frames import SPLIT as SPLIT
 from jaxmlip.train.frames import given_energies, read_data
 from jaxmlip.train.losses import Term
-from jaxmlip.train.record import file_hash
+from jaxmlip.train.record import file_hash, files_of
 from jaxmlip.train.settings import LABELS, Config
 from jaxmlip.train.sources import bare_labels, same_labels
 from jaxmlip.train.start import begin, moving, settle, with_start
@@ -116,6 +116,7 @@ def prepare(
     check_dipoles(potential, card["fields"], train, terms)
     potential = moving(potential, begun, config)
     train, valid = (same_labels(_only(bare_labels(f, card), terms)) for f in (train, valid))
+    _check_property(config, train, valid)
     train, valid = holding(train, valid, config.data.held_frames)
     buckets = buckets_of(train, config)
     batches = plan(buckets, atoms_of(train), seed=config.seed)
@@ -149,6 +150,21 @@ def prepare(
         valid_curvature=valid_known,
         merge=merge,
     )
+
+
+def _check_property(config: Config, train, valid):
+    """Both parts must have labels: errors without any are zero, the best that there are."""
+    p = config.property
+    if p is None:
+        return
+    for name, part in (("train", train), ("valid", valid)):
+        if not any(np.isfinite(known[p.name]).any() for _, known in part):
+            raise DataError(
+                f"no frame of the part '{name}' of the split has '{p.name}'",
+                where="data",
+                code="JM220",
+                fix="leave frames without it out, or a larger data.valid_fraction",
+            )
 
 
 def functions(config: Config, potential, terms, mesh: Mesh | None):
@@ -243,12 +259,7 @@ def make_card(config: Config, train, terms, *, atoms=()) -> dict:
         "units": {"energy": "eV", "length": "Å", "charge": "e"},
         "data": {
             name: {"file": Path(path).name, "sha256": file_hash(path)}
-            for name, path in (
-                ("train", config.data.train),
-                ("valid", config.data.valid),
-                ("replay", config.replay and config.replay.train),
-            )
-            if path is not None
+            for name, path in files_of(asdict(config)).items()
         },
         "training": {
             "loss": asdict(config.loss),

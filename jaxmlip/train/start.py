@@ -81,6 +81,12 @@ def begin(config: Config, terms, *, find: Callable | None = None):
                 fix=f"no weight for {label}, or a model that was trained on it",
             )
     frozen = {"properties"} if config.property is not None else set()
+    if frozen and card.get("uncertainty"):
+        raise UsageError(
+            "a property run would lose the uncertainty of this model",
+            where=config.start.model,
+            fix="add the property first, and then train.uncertainty.write_uncertainty",
+        )
     card = {name: value for name, value in card.items() if name not in {*BESIDE} - frozen}
     kept = {name: x for name, x in leaves.items() if name.split("/")[0] in {"params"} | frozen}
     model = Model(architecture=card["architecture"], fields=fields)

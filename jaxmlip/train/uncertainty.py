@@ -13,6 +13,7 @@ Grasselli, 2024, 10.1088/2632-2153/ad805f).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from jaxmlip.data.batching import batches, make_buckets
 from jaxmlip.errors import DataError, UsageError
 from jaxmlip.models import checkpoint
 from jaxmlip.models.last_layer import ROOM, features, last_layer
-from jaxmlip.potential import bind
 from jaxmlip.system import System
 from jaxmlip.train.calibration import calibration
+from jaxmlip.train.stored import bind_to, mapped
 
 SIGMAS = np.logspace(-14, 2, 97)  # sigma² tried, in units of the largest eigenvalue of C
 
@@ -115,7 +116,7 @@ def write_uncertainty(path, train, valid, *, weights=None, batch_atoms: int = 51
         )
     params = {k: v for k, v in params.items() if k != ROOM}
     bare = card | {"reference_energies": {}, "uncertainty": None}
-    potential = bind(checkpoint.potential_of(bare), [s for s, _ in [*train, *valid]])
+    potential = bind_to(checkpoint.potential_of(bare), chain(train, valid))
     fitted = fit_uncertainty(
         potential, params, train, valid, weights=weights, batch_atoms=batch_atoms
     )
@@ -204,7 +205,8 @@ def most_likely(errors, squares, values):
 
 
 def _batches(frames, batch_atoms):
-    frames = [(s, {k: v for k, v in known.items() if k == "energy"}) for s, known in frames]
+    energies = lambda i, system, known: {k: v for k, v in known.items() if k == "energy"}
+    frames = mapped(frames, energies)
     buckets = make_buckets(frames, n_buckets=1, max_atoms=batch_atoms)
     return batches(frames, buckets, seed=None)
 

@@ -46,7 +46,7 @@ class Mesh:
         """
         _check_whole(system)
         if system.wave is not None:
-            return jnp.full(system.n_graphs, jnp.nan, jnp.asarray(system.positions).dtype)
+            return _nowhere(as_arrays(system), charges, dipoles)
         system = as_arrays(system)
         charges, dipoles = sources(system, charges, dipoles, "mesh")
         full = sum_atoms(system, jnp.ones_like(charges)) > 0
@@ -159,6 +159,13 @@ def _planned(system, cutoff, tolerance, where, factors, *, charges, dipoles, ord
         error=error,
         exclude=exclude,
     )
+
+
+def _nowhere(system, charges, dipoles):
+    """NaN [n_graphs] that depends on all: the slopes of a constant would be zero, and wrong."""
+    charges, dipoles = sources(system, charges, dipoles, "mesh")
+    given = charges if dipoles is None else charges + dipoles.sum(-1)
+    return jnp.nan * sum_atoms(system, (given * system.positions.sum(-1)) ** 2)
 
 
 def _check_whole(system):
