@@ -38,7 +38,6 @@ def labelled():
 FRAMES = labelled()
 BUCKETS = make_buckets(FRAMES, n_buckets=1, max_atoms=12)  # each of them is compiled twice
 ATOMS = [s.n_atoms for s, _ in FRAMES]
-(WHOLE,) = make_buckets(FRAMES, n_buckets=1, max_atoms=60)  # of 8 parts of 12 at most
 
 
 def curve(step, state, data):
@@ -50,8 +49,9 @@ def curve(step, state, data):
 
 
 def entries():
-    """20 steps of several epochs."""
-    many = [e for k in range(20) for e in plan([WHOLE], ATOMS, seed=0, epoch=k)]
+    """20 steps of several epochs; parts of 12 atoms at most hold 7.5 on average."""
+    batches = make_buckets(FRAMES, n_buckets=1, max_atoms=15 * N // 2)
+    many = [e for k in range(20) for e in plan(batches, ATOMS, seed=0, epoch=k)]
     return [(0, devices.divide(members, ATOMS, N)) for _, members in many[:20]]
 
 
