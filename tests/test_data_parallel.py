@@ -22,12 +22,13 @@ def environment(n_devices, **more):
 
 
 @pytest.mark.slow
-def test_on_eight_devices():
-    """batch_devices.py in a process of its own: the number of devices is fixed at start."""
+@pytest.mark.parametrize("name, n_devices", [("batch_devices.py", 8), ("run_devices.py", 4)])
+def test_on_several_devices(name, n_devices):
+    """A file of tests in a process of its own: the number of devices is fixed at start."""
     options = ["-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(HERE / "batch_devices.py")],
-        env=environment(8),
+        [sys.executable, "-m", "pytest", *options, str(HERE / name)],
+        env=environment(n_devices),
         capture_output=True,
         text=True,
     )
@@ -35,25 +36,12 @@ def test_on_eight_devices():
 
 
 def test_alone_nothing_is_joined(monkeypatch):
-    for name in (*processes.ENVIRONMENT, "SLURM_NTASKS"):
+    for name in (*processes.ENVIRONMENT, *processes.TASKS):
         monkeypatch.delenv(name, raising=False)
     assert processes.connect() == 1
     monkeypatch.setenv("JAX_COORDINATOR", "localhost:1")
     with pytest.raises(UsageError, match="only some are set"):
         processes.connect()
-
-
-@pytest.mark.slow
-def test_runs_on_four_devices():
-    """run_devices.py in a process of its own."""
-    options = ["-q", "-x", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(HERE / "run_devices.py")],
-        env=environment(4),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_parts_are_even_and_have_every_frame_of_their_batch():
