@@ -7,7 +7,7 @@ are one case, and a batch is one list of bins. Sizes are static (`ListPlan`, fro
 does not fit is told (`Search.complete`), never a lost pair.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import NamedTuple
@@ -16,33 +16,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.bins import ListPlan, bins_of, grid_of, numbers_of_bins
 from jaxmlip.bitmaps import WORD, nth_bits, packed
-from jaxmlip.system import Array, Edges, System, edge_vectors
+from jaxmlip.images import Images, edges_of
+from jaxmlip.system import Array, Edges, System
 
 BLOCK = {"cpu": 2**17}  # candidate pairs looked at together: what a cache holds
 DEVICE = 2**27  # the same for a device with memory of its own
-MOST_BINS = 64  # along an axis
 _product = partial(jnp.einsum, "...i,...ij->...j", precision=jax.lax.Precision.HIGHEST)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListPlan:
-    """Static sizes of a search; hashable, so that it may be a static argument of `jit`."""
-
-    cutoff: float  # Å, with the skin
-    bins: tuple[tuple[int, int, int], ...]  # of each structure, along its cell vectors
-    reach: tuple[tuple[int, int, int], ...]  # bins to look at on either side
-    per_bin: int = 1  # most atoms of a bin
-    width: int = 4  # most neighbours of an atom
-
-
 class Search(NamedTuple):
-    """Edges of the per-receiver layout, and what decides whether they are all."""
+    """The pairs, per receiver, and what decides whether they are all."""
 
-    edges: Edges
+    images: Images
     most_in_bin: Array  # to be compared with `per_bin`
     most_neighbors: Array  # to be compared with `width`
     covered: Array  # whether the bins reach the cutoff (a cell may have shrunk)
+
+    @property
+    def edges(self) -> Edges:
+        """The pairs as edges."""
+        return edges_of(self.images)
 
     def complete(self, plan: ListPlan) -> Array:
         """True if every pair within the cutoff is listed."""
@@ -68,7 +63,7 @@ def plan_list(
     whose cells and extents are to be covered, too.
     """
     system = jax.tree.map(np.asarray, replace(system, edges=None))
-    sizes = [_sizes(system, i, cutoff, shrink) for i in range(system.n_graphs)]
+    sizes = [bins_of(system, i, cutoff, shrink) for i in range(system.n_graphs)]
     bins, reach = (tuple(s[k] for s in sizes) for k in (0, 1))
     if also is not None:  # wider bins and as many of them cover what either plan did
         bins = np.minimum(bins, also.bins)
@@ -92,49 +87,6 @@ def _most_neighbors(plan, system):
     return search(plan, system).most_neighbors
 
 
-def _sizes(system, i, cutoff, shrink):
-    """(bins, reach) of structure i."""
-    cell, pbc = system.cell[i].astype(float), system.pbc[i]
-    positions = system.positions[(system.graph == i) & system.atom_mask].astype(float)
-    inverse = np.linalg.inv(cell)
-    heights = 1 / np.linalg.norm(inverse, axis=0)  # between opposite faces
-    extent = np.ptp(positions @ inverse, axis=0) if len(positions) else np.zeros(3)
-    length = np.where(pbc, heights * (1 - shrink), np.maximum(extent, 1e-3) * heights)
-    bins = np.clip((length / cutoff).astype(int), 1, MOST_BINS)
-    reach = np.ceil(cutoff / (length / bins) - 1e-9).astype(int)
-    reach = np.where(pbc, reach, np.minimum(reach, bins - 1))
-    return tuple(map(int, bins)), tuple(map(int, reach))
-
-
-def _numbers_of_bins(plan):
-    return np.array([int(np.prod(b)) for b in plan.bins])
-
-
-def _stencil(plan):
-    """Of every bin: its structure, the bins around it [n_bins, A], the lattice vectors crossed on
-    the way [n_bins, A, 3], and which of them are there at all and are the bin itself [n_bins, A].
-    """
-    first = np.concatenate([[0], np.cumsum(_numbers_of_bins(plan))])
-    parts = [_around(b, r) for b, r in zip(plan.bins, plan.reach, strict=True)]
-    most = max(index.shape[1] for index, _ in parts)
-    fill = lambda x: np.pad(x, [(0, 0), (0, most - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-    around = np.concatenate([fill(index + f) for (index, _), f in zip(parts, first, strict=False)])
-    crossed = np.concatenate([fill(c) for _, c in parts])
-    there = np.concatenate([fill(np.ones(index.shape, bool)) for index, _ in parts])
-    graph = np.repeat(np.arange(len(parts)), _numbers_of_bins(plan))
-    itself = there & (around == np.arange(first[-1])[:, None]) & (crossed == 0).all(-1)
-    return graph, around, crossed, there, itself
-
-
-def _around(bins, reach):
-    """Bins around every bin of one structure [n_bins, A] and lattice vectors crossed."""
-    grid = lambda axes: np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    steps = grid([np.arange(-m, m + 1) for m in reach])
-    crossed, place = np.divmod(grid([np.arange(n) for n in bins])[:, None] + steps, bins)
-    index = (place[..., 0] * bins[1] + place[..., 1]) * bins[2] + place[..., 2]
-    return index.astype(np.int32), crossed.astype(np.int32)
-
-
 # --- the search, on the device -------------------------------------------------------------------
 
 
@@ -143,10 +95,11 @@ def search(plan: ListPlan, system: System) -> Search:
     system = jax.tree.map(jnp.asarray, replace(system, edges=None))
     # else what each pair gathers is computed anew for it
     index, wraps, wrapped = jax.lax.optimization_barrier(_bin_of(plan, system))
-    table = _table(plan, index)
-    chosen, most = _near(plan, system, table, wrapped)
-    edges = _edges(plan, system, table, chosen, wraps)
-    return Search(edges, _most_in_bin(plan, index), most, _covered(plan, system))
+    table, shifts, places = _images(plan, system, _table(plan, index), wraps, wrapped)
+    place = _place_of(plan, system, table)
+    chosen, most = _near(plan, places, place)
+    images = _listed(plan, system, table, shifts, place, chosen, wraps)
+    return Search(images, _most_in_bin(plan, index), most, _covered(plan, system))
 
 
 def _bin_of(plan, system):
@@ -159,7 +112,7 @@ def _bin_of(plan, system):
     bins = jnp.asarray(plan.bins)[graph]
     place = jnp.clip((share * bins).astype(jnp.int32), 0, bins - 1)
     index = (place[:, 0] * bins[:, 1] + place[:, 1]) * bins[:, 2] + place[:, 2]
-    number = _numbers_of_bins(plan)
+    number = numbers_of_bins(plan)
     index = index + jnp.asarray(np.cumsum(number) - number)[graph]
     index = jnp.where(system.atom_mask, index, number.sum()).astype(jnp.int32)
     return index, wraps.astype(jnp.int32), system.positions - _product(wraps, cell[graph])
@@ -187,13 +140,13 @@ def _covered(plan, system):
 
 
 def _most_in_bin(plan, index):
-    n = int(_numbers_of_bins(plan).sum())
+    n = int(numbers_of_bins(plan).sum())
     return jnp.zeros(n + 1, jnp.int32).at[index].add(1)[:n].max()
 
 
 def _table(plan, index):
     """Atoms of each bin [n_bins, per_bin], n_atoms where empty."""
-    n_bins, n_atoms = int(_numbers_of_bins(plan).sum()), len(index)
+    n_bins, n_atoms = int(numbers_of_bins(plan).sum()), len(index)
     order = jnp.argsort(index, stable=True).astype(jnp.int32)
     sorted_index = index[order]
     first = jnp.searchsorted(sorted_index, jnp.arange(n_bins + 1, dtype=jnp.int32))
@@ -204,39 +157,72 @@ def _table(plan, index):
     return empty.at[slot].set(order, mode="drop").reshape(n_bins, plan.per_bin)
 
 
-def _near(plan, system, table, wrapped):
-    """Places of the neighbours among the candidates of their bin, [n_bins x per_bin, width], -1
-    for none; and the most that an atom has.
+def _images(plan, system, table, wraps, wrapped):
+    """Of the places of bins and their images: atom [n_images, per_bin] (n_atoms where there is
+    none), lattice vectors added [n_images, per_bin, 3], and x, y, z in Å (NaN where none).
     """
-    n, around = _stencil(plan)[1].shape
-    block = max(1, min(n, _at_once() // (plan.per_bin**2 * around)))
-    bins = jnp.asarray(np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block))
-    # three loops: in one, what is gathered and found is so anew for every use
-    places = jax.lax.map(partial(_candidates, plan, system, table, wrapped), bins)
-    words = jax.lax.map(partial(_near_words, plan), (bins, *places))
-    chosen, counts = jax.lax.map(partial(_listed, plan), words)
-    return chosen.reshape(-1, plan.width)[: table.size], counts.max()
+    grid = jax.tree.map(jnp.asarray, grid_of(plan))
+    allowed = jnp.all(system.pbc[grid.graph] | (grid.crossed == 0), axis=-1)
+    table = jnp.where(allowed[:, None], table[grid.bin], system.n_atoms)
+    moved = _product(grid.crossed.astype(wrapped.dtype), system.cell[grid.graph])
+    filled = lambda x, axis: jnp.append(x[:, axis], jnp.zeros((), x.dtype))[table]
+    shifts = [grid.crossed[:, None, i] - filled(wraps, i) for i in range(3)]
+    none = jnp.where(table < system.n_atoms, 0, jnp.asarray(jnp.nan, wrapped.dtype))
+    places = [filled(wrapped, i) + moved[:, None, i] + none for i in range(3)]
+    return table, jnp.stack(shifts, -1), jax.lax.optimization_barrier(places)
+
+
+def _place_of(plan, system, table):
+    """Place of each atom among those of all bins; 0 for one that is in none."""
+    filled = table[jnp.asarray(grid_of(plan).home)].reshape(-1)
+    places = jnp.arange(len(filled), dtype=jnp.int32)
+    return jnp.zeros(system.n_atoms + 1, jnp.int32).at[filled].set(places)[:-1]
+
+
+def _near(plan, places, place):
+    """Which candidates of its bin are neighbours of an atom, [n_atoms, width], -1 for none; and the
+    most that there are.
+    """
+    n, around = len(grid_of(plan).home), grid_of(plan).steps.shape[1]
+    bins = _blocks(np.arange(n), plan.per_bin**2 * around)
+    # some loops: in one, what is gathered and found is so anew for every use
+    found = jax.lax.map(partial(_candidates, plan, places), bins)
+    words = jax.lax.map(partial(_near_words, plan), found)
+    words = words.reshape(-1, words.shape[-1])
+    words = jax.lax.map(lambda rows: words[rows].T, _blocks(place, 8 * plan.width))
+    chosen, counts = jax.lax.map(partial(_chosen, plan), words)
+    return chosen.reshape(-1, plan.width)[: len(place)], counts.max()
+
+
+def _blocks(x, cost):
+    """[n] -> [blocks, m], the last one repeated, so that m of them cost what is done at once."""
+    m = max(1, min(len(x), _at_once() // cost))
+    which = np.minimum(np.arange(-(-len(x) // m) * m), len(x) - 1)
+    return jnp.asarray(x)[which].reshape(-1, m)
 
 
 def _at_once():
     return BLOCK.get(jax.default_backend(), DEVICE)
 
 
-def _candidates(plan, system, table, wrapped, bins):
+def _steps(plan, bins):
+    """From the images of bins to those around, [B, A], and whether they are there."""
+    grid = grid_of(plan)
+    if len(grid.steps) == 1:
+        return jnp.asarray(grid.steps), jnp.asarray(grid.there)
+    graph = jnp.asarray(grid.graph[grid.home])[bins]
+    return jnp.asarray(grid.steps)[graph], jnp.asarray(grid.there)[graph]
+
+
+def _candidates(plan, places, bins):
     """Of some bins, for each axis (Å): atoms [B, per_bin], and those that may be near in groups of
     a word, [B, n_words, 32]; NaN where there is none.
     """
-    graph, around, crossed, there, _ = (jnp.asarray(x)[bins] for x in _stencil(plan))
-    allowed = there & jnp.all(system.pbc[graph][:, None] | (crossed == 0), axis=-1)
-    here, far = [], []
-    for axis in range(3):
-        x = jnp.append(wrapped[:, axis], jnp.nan)
-        cell = system.cell[graph, None, :, axis]
-        moved = sum(crossed[..., i].astype(x.dtype) * cell[..., i] for i in range(3))
-        moved = jnp.where(allowed, moved, jnp.nan)
-        here.append(x[table[bins]])
-        far.append(_whole_words(x[table[around]] + moved[..., None]))
-    return here, far
+    home = jnp.asarray(grid_of(plan).home)[bins]
+    steps, there = _steps(plan, bins)
+    around = jnp.where(there, home[:, None] + steps, 0)
+    far = [jnp.where(there[..., None], x[around], jnp.nan) for x in places]
+    return [x[home] for x in places], list(map(_whole_words, far)), bins
 
 
 def _whole_words(x):
@@ -246,60 +232,43 @@ def _whole_words(x):
     return x.reshape(len(x), -1, WORD)
 
 
-def _near_words(plan, places):
-    """Words [n_words, B x per_bin]: a bit for each candidate that is within the cutoff."""
-    bins, here, far = places
+def _near_words(plan, candidates):
+    """Words [B x per_bin, n_words]: a bit for each candidate that is within the cutoff."""
+    here, far, bins = candidates
     apart = [a[:, None, None] - x[..., None] for a, x in zip(here, far, strict=True)]
     near = sum(x**2 for x in apart) < plan.cutoff**2  # [B, n_words, 32, per_bin]; False for NaN
-    words, itself = packed(near), jnp.asarray(_stencil(plan)[4])[bins]
-    me = jnp.argmax(itself, axis=1)[:, None] * plan.per_bin + np.arange(plan.per_bin)
+    words, (steps, there) = packed(near), _steps(plan, bins)
+    me = jnp.argmax(there & (steps == 0), axis=1)[:, None] * plan.per_bin
+    me = me + np.arange(plan.per_bin)
     bit = jnp.left_shift(jnp.uint32(1), (me % WORD).astype(jnp.uint32))[:, None]
     of_me = me[:, None] // WORD == np.arange(words.shape[1])[:, None]
     words = words & ~jnp.where(of_me, bit, jnp.uint32(0))
-    return words.transpose(1, 0, 2).reshape(words.shape[1], -1)
+    return words.swapaxes(1, 2).reshape(-1, words.shape[1])
 
 
-def _listed(plan, words):
+def _chosen(plan, words):
     chosen, counts = nth_bits(words, plan.width)
     return chosen.T, counts.max()
 
 
-def _edges(plan, system, table, chosen, wraps):
-    """The edges of all atoms, some atoms after the others: their indices then stay in a cache."""
-    n = system.n_atoms
-    place = jnp.zeros(n + 1, jnp.int32)
-    place = place.at[table.reshape(-1)].set(jnp.arange(table.size, dtype=jnp.int32))
-    rows = max(1, min(n, _at_once() // (8 * plan.width)))
-    atoms = np.minimum(np.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
-    of_some = partial(_edges_of, plan, system.atom_mask, table, chosen, wraps, place)
-    edges = jax.lax.map(of_some, jnp.asarray(atoms))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], edges)
+def _listed(plan, system, table, shifts, place, chosen, wraps):
+    """The neighbours of atoms, and the table of images with its row of none."""
+    fill = lambda x: jnp.pad(x, [(1, max(plan.rows - len(x) - 1, 0))] + [(0, 0)] * (x.ndim - 1))
+    there = (table < system.n_atoms).reshape(-1)
+    return Images(
+        index=jnp.where(system.atom_mask[:, None], _rows(plan, place, chosen), 0),
+        atoms=fill(jnp.where(there, table.reshape(-1), 0)),
+        shifts=fill(jnp.where(there[:, None], shifts.reshape(-1, 3), 0)),
+        home=-wraps,
+    )
 
 
-def _edges_of(plan, real, table, chosen, wraps, place, atoms):
-    place = place[atoms]
-    chosen = chosen[place]  # [atoms, width]
-    mask = (chosen >= 0) & real[atoms, None]
-    which, row = jnp.divmod(jnp.maximum(chosen, 0), plan.per_bin)
-    _, around, crossed, _, _ = map(jnp.asarray, _stencil(plan))
-    here = (place // plan.per_bin)[:, None]
-    senders = jnp.where(mask, table[around[here, which], row], 0)
-    shifts = wraps[senders] - wraps[atoms, None] - crossed[here, which]
-    shifts = jnp.where(mask[..., None], shifts, 0)
-    return Edges(senders=senders, receivers=None, shifts=shifts, mask=mask)
-
-
-def narrowed(system: System, cutoff: float, width: int) -> tuple[System, Array]:
-    """The system with only those of its edges (per receiver) that are within `cutoff` (Å), in
-    `width` slots; and the most that an atom has, to be compared with `width`.
-    """
-    edges = system.edges
-    lengths2 = (edge_vectors(system) ** 2).sum(-1)
-    near = (lengths2 < cutoff**2) & edges.mask
-    near = jnp.pad(near.T, [(0, -near.shape[1] % WORD), (0, 0)]).reshape(-1, WORD, len(near))
-    chosen, counts = nth_bits(packed(near), width)
-    mask, index = chosen.T >= 0, jnp.maximum(chosen.T, 0)
-    take = lambda x: jnp.take_along_axis(x, index, axis=1)
-    shifts = jnp.stack([take(edges.shifts[..., i]) for i in range(3)], -1)
-    edges = replace(edges, senders=take(edges.senders), shifts=shifts, mask=mask)
-    return replace(system, edges=edges), counts.max()
+def _rows(plan, place, chosen):
+    """Rows of the table of images, 0 for none, of the candidates chosen for a place."""
+    bins = place // plan.per_bin
+    which, rank = jnp.divmod(jnp.maximum(chosen, 0), plan.per_bin)
+    steps, home = _steps(plan, bins)[0], jnp.asarray(grid_of(plan).home)[bins]
+    one = len(steps) == 1
+    step = steps[0][which] if one else jnp.take_along_axis(steps, which, axis=1)
+    rows = (home[:, None] + step) * plan.per_bin + rank + 1
+    return jnp.where(chosen >= 0, rows, 0).astype(jnp.int32)

@@ -92,7 +92,11 @@ def _made(make: Callable, potentials, init, apply, cutoff: float) -> Potential:
 
 
 def add(*potentials) -> Potential:
-    """The sum of potentials: energies, charges, dipoles ... all add. Params are a tuple."""
+    """The sum of potentials: energies, charges, dipoles ... all add. Params are a tuple.
+
+    All see the pairs within the longest cutoff, which costs those with a shorter one as if it were
+    theirs: (15/5)³ times the pairs for a model of 5 Å beside dispersion to 15 Å.
+    """
 
     def init(key, system):
         return tuple(p.init(key, system) for p in potentials)

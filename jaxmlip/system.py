@@ -37,6 +37,7 @@ class Edges:
     shifts: Array  # [..., 3] whole lattice vectors added to the receiver
     mask: Array  # [n_atoms, k] or [n_edges], False for padding
     halo: Any = None  # a `jaxmlip.parallel.Halo` where other devices own some of the senders
+    images: Any = None  # `jaxmlip.images.Images` of the same pairs; who changes the pairs drops it
 
 
 @jax.tree_util.register_dataclass
@@ -279,6 +280,7 @@ def _concatenate_edges(edges, offsets):
     if any(e is None for e in edges):
         return None
     _check_whole(*edges)
+    edges = [replace(e, images=None) for e in edges]
     if edges[0].receivers is None:
         width = max(e.senders.shape[1] for e in edges)
         edges = [_widen(e, width) for e in edges]
@@ -339,6 +341,7 @@ def _pad_edges(edges, atoms, total, n_neighbors, n_edges):
     if edges is None:
         return None
     _check_whole(edges)
+    edges = replace(edges, images=None)
     size, wanted = edges.senders.shape[-1], n_edges
     if edges.receivers is None:
         wanted = n_neighbors

@@ -65,3 +65,29 @@ def driven(system, integrator, evaluate, *, steps, every, temperature, masses=40
 
     _, records = jax.jit(lambda m: jax.lax.scan(record, m, None, length=steps // every))(motion)
     return jax.tree.map(np.asarray, records)
+
+
+def standard_error(x, blocks=20):
+    """Of the mean of correlated samples, from means of blocks."""
+    means = x[: len(x) // blocks * blocks].reshape(blocks, -1).mean(1)
+    return means.std(ddof=1) / np.sqrt(blocks)
+
+
+def likeliest_slope(first, second, blocks=20):
+    """(slope, error) of ln p2/p1 in V: logistic regression; its error from blocks left out."""
+
+    def fit(first, second):
+        center = np.concatenate([first, second]).mean()
+        x = np.concatenate([first, second]) - center
+        y = np.concatenate([np.zeros(len(first)), np.ones(len(second))])
+        b = np.zeros(2)
+        for _ in range(50):  # Newton
+            p = 1 / (1 + np.exp(-b[0] - b[1] * x))
+            design = np.stack([np.ones_like(x), x])
+            b = b + np.linalg.solve(design * (p * (1 - p)) @ design.T, design @ (y - p))
+        return b[1]
+
+    cut = lambda x: np.array_split(x, blocks)
+    rest = lambda parts, i: np.concatenate(parts[:i] + parts[i + 1 :])
+    left = [fit(rest(cut(first), i), rest(cut(second), i)) for i in range(blocks)]
+    return fit(first, second), np.std(left) * np.sqrt(blocks - 1)

@@ -266,6 +266,26 @@ def test_a_batch_is_refused():
         relax_cell(SHORT, {}, concatenate([one, replace(one)]))
 
 
+@pytest.mark.slow
+def test_the_command_line_keeps_the_space_group_of_a_crystal_in_its_cell(folder, capsys):  # noqa: F811
+    # a row of pairs: the distance within a pair is free, mirrors hold the rest of the cell
+    model = save_argon("argon.safetensors")
+    start = Atoms("Ar2", scaled_positions=[[0.5, 0.5, 0.3], [0.5, 0.5, 0.7]], cell=[4, 4, 9], pbc=1)
+    start.write("pairs.xyz")
+    assert main(["relax", "pairs.xyz", "--model", model, "--symmetry", "--fmax", "1e-6"]) == 0
+    capsys.readouterr()
+    end = read("pairs_relaxed.xyz")
+    assert_allclose(end.cell.array, start.cell.array, atol=1e-8)
+    places = end.get_scaled_positions()
+    assert_allclose(places[:, :2], 0.5, atol=1e-8)
+    assert_allclose(places[:, 2].sum(), 1, atol=1e-8)
+    assert abs(places[0, 2] - 0.3) > 1e-3
+    start.pbc = [True, True, False]
+    start.write("slab.xyz")
+    assert main(["relax", "slab.xyz", "--model", model, "--symmetry"]) == 2
+    assert "three periodic axes" in capsys.readouterr().err
+
+
 def test_the_command_line_relaxes_a_cell(folder, capsys):  # noqa: F811
     model = save_argon("argon.safetensors")
     bulk("Ar", "fcc", a=5.2).write("ar.xyz")

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
-from ensembles import driven, gas, no_force
+from ensembles import driven, gas, likeliest_slope, no_force, standard_error
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
 import jaxmlip
 from jaxmlip import units
-from jaxmlip.cell_list import ListPlan, plan_list, search
+from jaxmlip.bins import ListPlan
+from jaxmlip.cell_list import plan_list, search
 from jaxmlip.errors import DataError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.barostats import stochastic_cell
@@ -142,7 +143,7 @@ def test_a_list_is_fresh_only_while_it_has_every_pair_of_a_cell_that_moves():
     system, cutoff, skin, rng = argon(1), 5.0, 0.6, np.random.default_rng(0)
     plan = ListPlan(cutoff=cutoff + skin, bins=((1, 1, 1),), reach=((1, 1, 1),))
     neighbors = Neighbors(plan=plan, cutoff=cutoff, width=None, moving_cell=True)
-    listed = Listed(edges=None, reach=cutoff + skin, positions=system.positions, cell=system.cell)
+    listed = Listed(images=None, reach=cutoff + skin, positions=system.positions, cell=system.cell)
     known = all_pairs(system, cutoff + skin)
     is_fresh, told = jax.jit(lambda motion: fresh(motion, listed, system, neighbors)), []
     for size in np.linspace(0.01, 0.12, 12):
@@ -197,32 +198,6 @@ def test_volumes_of_argon_at_two_pressures_have_the_slope_of_the_ensemble(bath):
         assert_allclose(mean, pressure, atol=3 * standard_error(join("pressure")[:, 0]))
     slope, error = likeliest_slope(*samples)
     assert abs(slope + (pressures[1] - pressures[0]) / kT) < 3 * error
-
-
-def standard_error(x, blocks=20):
-    """Of the mean of correlated samples, from means of blocks."""
-    means = x[: len(x) // blocks * blocks].reshape(blocks, -1).mean(1)
-    return means.std(ddof=1) / np.sqrt(blocks)
-
-
-def likeliest_slope(first, second, blocks=20):
-    """(slope, error) of ln p2/p1 in V: logistic regression; its error from blocks left out."""
-
-    def fit(first, second):
-        center = np.concatenate([first, second]).mean()
-        x = np.concatenate([first, second]) - center
-        y = np.concatenate([np.zeros(len(first)), np.ones(len(second))])
-        b = np.zeros(2)
-        for _ in range(50):  # Newton
-            p = 1 / (1 + np.exp(-b[0] - b[1] * x))
-            design = np.stack([np.ones_like(x), x])
-            b = b + np.linalg.solve(design * (p * (1 - p)) @ design.T, design @ (y - p))
-        return b[1]
-
-    cut = lambda x: np.array_split(x, blocks)
-    rest = lambda parts, i: np.concatenate(parts[:i] + parts[i + 1 :])
-    left = [fit(rest(cut(first), i), rest(cut(second), i)) for i in range(blocks)]
-    return fit(first, second), np.std(left) * np.sqrt(blocks - 1)
 
 
 def test_constant_pressure_is_refused_where_it_has_no_meaning():

@@ -389,6 +389,19 @@ def test_a_brownian_particle_diffuses():
     assert kubo.curves.shape == (5, 101)
 
 
+def test_a_cell_that_breathes_carries_no_atom_away():
+    # fractions are what diffuses: seven cells away, wrapped or not
+    start = np.array([[4.0, 0, 0], [1, 5, 0], [0, 1, 6]])
+    cells = start @ (np.eye(3) + 0.02 * noise(50, 3, 3))
+    fractions = np.broadcast_to([[0.1, 0.2, 0.3], [7.1, -6.2, 0.4]], (50, 2, 3)).copy()
+    fractions[:, 1] += np.cumsum(0.1 * noise(50, 3), 0)
+    expected = fractions @ cells.mean(0)
+    for given in (fractions, fractions % 1):
+        r = spectra.unwrapped(given @ cells, cells, [True, True, True])
+        r = spectra.in_mean_cell(r, cells)
+        assert_allclose(r - r[0], expected - expected[0], atol=1e-12)
+
+
 def test_viscosity_and_conductivity_are_those_of_si_units():
     keep, dt, temperature, volume = 0.8, 1.0, 120.0, 5000.0
     tau = 1e-15 * dt / 2 * (1 + keep) / (1 - keep)  # s

@@ -19,6 +19,8 @@ LEVEL = {
     "neighbors": 1,
     "bitmaps": 0,
     "cell_list": 1,
+    "images": 0,
+    "bins": 0,
     "potential": 1,
     "derivatives": 1,
     "nn": 1,

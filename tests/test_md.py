@@ -12,8 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxmlip
 from jaxmlip import units
-from jaxmlip.cell_list import narrowed, plan_list, search
+from jaxmlip.cell_list import plan_list, search
 from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.images import narrowed
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
@@ -96,7 +97,10 @@ def test_a_plan_that_is_made_anew_covers_what_the_old_one_did():
     wide = Neighbors(plan=replace(first, width=40), cutoff=1.4, width=None)
     anew, _ = widened(wide, batches[1], replace(healthy(), covered=False))
     assert anew.plan.bins == both.bins
-    assert resized(no_list(wide, batches[1]), anew).edges.senders.shape[1] == 40
+    # one that is back at its size has been smaller meanwhile: the same bins would fail again
+    again, _ = widened(replace(wide, plan=both), batches[1], replace(healthy(), covered=False))
+    assert np.prod(again.plan.bins) < np.prod(both.bins)
+    assert resized(no_list(wide, batches[1]), anew).images.index.shape[1] == 40
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
@@ -118,11 +122,11 @@ def test_the_search_on_the_device_finds_the_pairs_of_vesin(seed):
     found = jax.jit(search, static_argnums=0)(plan, batch)
     assert found.complete(plan)
     assert pairs_of(found.edges) == expected
-    inner, most = jax.jit(narrowed, static_argnums=(1, 2))(
-        replace(batch, edges=found.edges), 0.7 * cutoff, plan.width
+    inner, most = jax.jit(narrowed, static_argnums=(2, 3))(
+        batch, found.images, 0.7 * cutoff, plan.width
     )
     assert most <= plan.width
-    assert pairs_of(inner.edges) == near
+    assert pairs_of(inner) == near
 
 
 def test_a_list_that_is_too_small_says_so():

@@ -13,12 +13,14 @@ from numpy.testing import assert_allclose
 
 import jaxmlip
 from jaxmlip import units
+from jaxmlip.cell_list import plan_list, search
 from jaxmlip.errors import UsageError
+from jaxmlip.images import edges_of
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import ZBL, LennardJones, Morse
 from jaxmlip.nn import pair_sums
 from jaxmlip.nn.mutual import mutual_differences
-from jaxmlip.system import strain
+from jaxmlip.system import concatenate, pad, strain
 
 
 def curve(model, distances, numbers):
@@ -158,7 +160,6 @@ def test_mutual_differences_have_the_derivatives_of_plain_ones():
 def test_a_structure_has_the_derivatives_of_the_sum_of_its_atoms(at_once, monkeypatch):
     # energies of atoms go the plain way, autodiff through all pairs; that of a structure does not
     if not at_once:
-        monkeypatch.setattr(pair_sums, "WHOLE", 0)
         monkeypatch.setattr(pair_sums, "BLOCK", 2**13)
     atoms = bulk("Ar", "fcc", 5.3).repeat(2)
     atoms.numbers[::3] = 10
@@ -208,3 +209,34 @@ def test_forces_add_up_to_zero_where_pairs_end_at_the_cutoff():
     forces = np.asarray(jax.jit(jaxmlip.forces(model.apply))({}, system), float)
     assert np.abs(forces).max() > 0.02  # of two opposite pairs of some atoms only one is cut
     assert_allclose(forces.sum(0), 0, atol=1e-6)  # eV/Å
+
+
+def test_pairs_as_rows_of_a_table_of_images_have_the_derivatives_of_edges():
+    # a dense batch of a triclinic crystal and a slab, some atoms far out of their cells
+    crystal, slab = bulk("Ar", "fcc", 5.3).repeat(4), bulk("Ar", "fcc", 5.2, cubic=True).repeat(3)
+    slab.pbc = [True, True, False]
+    rng = np.random.default_rng(0)
+    for atoms in (crystal, slab):
+        atoms.rattle(0.1, seed=0)
+        atoms.positions += (rng.integers(-3, 4, (len(atoms), 3)) * atoms.pbc) @ atoms.cell.array
+    model = LennardJones(cutoff=7.0)
+    batch = concatenate([from_ase(a, 0.1, dtype="float64") for a in (crystal, slab)])
+    find = jax.jit(lambda plan, system: search(plan, system).edges, static_argnums=0)
+    edges = find(plan_list(batch, 7.5), batch)
+    assert len(edges.images.atoms) < edges.senders.size / 2
+    assert edges_of(replace(edges.images, index=edges.images.index[:, :4])).images is None
+    padded = pad(replace(batch, edges=edges), n_atoms=batch.n_atoms + 1)
+    assert padded.edges.images is None  # its rows would be those of other atoms
+    u = rng.normal(size=batch.positions.shape)
+
+    @jax.jit
+    def everything(edges):
+        system = replace(batch, edges=edges)
+        energy = lambda x: model.apply({}, replace(system, positions=x))["energy"].sum()
+        curved = jax.jvp(jax.grad(energy), (jnp.asarray(batch.positions),), (u,))[1]
+        out = jaxmlip.predict(model.apply)({}, system)
+        return out["energy"], out["forces"], out["stress"], curved
+
+    for a, b in zip(everything(edges), everything(replace(edges, images=None)), strict=True):
+        # one sum, written twice: positions of some cells of 21 Å away lose two digits of sixteen
+        assert_allclose(a, b, atol=1e-12 * np.abs(b).max())

@@ -131,6 +131,16 @@ def test_atoms_of_other_masses_are_other_atoms_of_a_primitive_cell():
     assert_allclose(found.get_volume(), atoms.get_volume())
 
 
+def test_a_primitive_cell_has_its_share_of_charge_and_unpaired_electrons():
+    cube = bulk("Ar", "fcc", a=5.3, cubic=True)  # four primitive cells
+    cube.info |= {"charge": 2.0, "spin": 5, "name": "argon"}
+    assert primitive(cube).info == {"charge": 0.5, "spin": 2, "name": "argon"}
+    assert primitive(primitive(cube)).info["charge"] == 0.5
+    cube.info["spin"] = 3
+    with pytest.raises(DataError, match="2 unpaired electrons"):
+        primitive(cube)
+
+
 @pytest.mark.parametrize("make", [lambda: bulk("Si", cubic=True), rutile, quartz])
 def test_cells_of_one_crystal_are_told_in_one_anothers_vectors(make):
     one, rng = make(), np.random.default_rng(2)

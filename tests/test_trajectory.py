@@ -38,7 +38,7 @@ from jaxmlip.md.run import prepare
 from jaxmlip.md.simulate import Plan, last_good, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
-from jaxmlip.restart import saved_states
+from jaxmlip.restart import read_state, save_state, saved_states
 from jaxmlip.system import concatenate
 
 ARGON = LennardJones(elements=(18,), cutoff=5.0, smoothness=3)
@@ -421,6 +421,22 @@ def test_other_settings_are_not_resumed(tmp_path):
     simulate(run, motion, plan)
     with pytest.raises(UsageError, match="seed was 1, is 2"):
         simulate(run, motion, replace(plan, settings={"seed": 2}), resume=True)
+
+
+def test_a_restart_point_with_neighbours_of_an_older_layout_is_gone_on_from(tmp_path):
+    run, motion, atoms = ready()
+    plan = planned(tmp_path, atoms, steps=20)
+    first = simulate(run, motion, plan)
+    [path, *_] = saved_states(plan.restarts)
+    _, position = read_state(path)
+    old = replace(first.motion, list={"edges": np.zeros((4, 4), np.int32)})
+    save_state(plan.restarts, {"motion": old, "sums": first.sums}, position, step=20)
+    told = []
+    again = simulate(run, motion, plan, resume=True, warn=told.append)
+    assert "older version" in str(told[0])
+    assert jax.tree.structure(again.motion) == jax.tree.structure(first.motion)
+    assert_array_equal(again.motion.positions, first.motion.positions)
+    assert_array_equal(again.motion.velocities, first.motion.velocities)
 
 
 def test_a_run_that_blows_up_stops_with_the_last_good_state(tmp_path):

@@ -107,6 +107,7 @@ def stochastic_cell(
         before=before,
         after=after,
         needs_stress=True,
+        moves_cell=True,
         check=check,
         bath_energy=lambda motion, bodies, system: (
             bath.bath_energy(replace(motion, bath=motion.bath["inner"]), bodies, system)

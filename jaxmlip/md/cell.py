@@ -130,7 +130,7 @@ def relax_cell(
     n_real = int(np.asarray(system.atom_mask).sum())
     data = CellData(
         cell=cell.astype(dtype),
-        scale=np.asarray(_stiffness_length(cell, n_real), dtype),
+        scale=np.asarray(stiffness_length(cell, n_real), dtype),
         free=free_strains(*strains, operations.strain_mean).astype(dtype),
         pressure=np.asarray(pressure, dtype),
         operations=operations.astype(dtype),
@@ -161,7 +161,7 @@ def relax_cell(
     )
 
 
-def _stiffness_length(cell, n_atoms):
+def stiffness_length(cell, n_atoms):
     """Å per unit strain for which V C / length² is like the curvature of an atom.
 
     With springs along bonds of length d ~ (V/n)^(1/3), V C is about n k d² times 0.1 to 0.3.

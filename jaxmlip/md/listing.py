@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.cell_list import ListPlan, narrowed, plan_list, search
+from jaxmlip.bins import ListPlan, table_rows
+from jaxmlip.cell_list import plan_list, search
 from jaxmlip.errors import UsageError
+from jaxmlip.images import Images, edges_of, narrowed
 from jaxmlip.system import Array, Edges
 
 GROWTH = 1.25  # of what overflows
@@ -34,10 +36,15 @@ class Neighbors:
 class Listed:
     """A neighbour list inside the loop, and where it was made."""
 
-    edges: Edges  # within `reach`
+    images: Images  # the pairs within `reach`
     reach: Array  # Å, cutoff + skin when it was made
     positions: Array  # [n_atoms, 3] Å
     cell: Array  # [n_graphs, 3, 3] Å
+
+    @property
+    def edges(self) -> Edges:
+        """All pairs of the list."""
+        return edges_of(self.images)
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +76,7 @@ def plan_neighbors(system, cutoff, *, skin, narrow, moving_cell, room) -> Neighb
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _most_within(plan, system, cutoff):
-    return narrowed(replace(system, edges=search(plan, system).edges), cutoff, 4)[1]
+    return narrowed(system, search(plan, system).images, cutoff, 4)[1]
 
 
 def fours(size: float) -> int:
@@ -81,8 +88,13 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
     """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
     plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
-        new = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK, also=plan)
-        plan = replace(new, width=max(new.width, plan.width))  # the list that is kept must fit
+        anew = partial(plan_list, system, plan.cutoff, room=GROWTH, shrink=SHRINK)
+        new = anew(also=plan)
+        if (new.bins, new.reach) == (plan.bins, plan.reach):  # it shrank within the block alone
+            fewer = tuple(tuple(max(n - 1, 1) for n in bins) for bins in plan.bins)
+            new = anew(also=replace(plan, bins=fewer))
+        # the list that is kept must fit
+        plan = replace(new, width=max(new.width, plan.width), rows=table_rows(plan))
         return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
         size = int(np.ceil(int(health.in_bin) * GROWTH))
@@ -104,31 +116,32 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
 
 def no_list(neighbors: Neighbors, system) -> Listed:
     """A list that is stale wherever the atoms are."""
-    n, k = system.n_atoms, neighbors.plan.width
-    edges = Edges(
-        senders=jnp.zeros((n, k), jnp.int32),
-        receivers=None,
-        shifts=jnp.zeros((n, k, 3), jnp.int32),
-        mask=jnp.zeros((n, k), bool),
+    n, plan = system.n_atoms, neighbors.plan
+    none = lambda *shape: jnp.zeros(shape, jnp.int32)
+    rows = table_rows(plan)
+    images = Images(
+        index=none(n, plan.width), atoms=none(rows), shifts=none(rows, 3), home=none(n, 3)
     )
     nowhere = jnp.full_like(system.positions, jnp.inf)
-    return _made(edges, nowhere, system.cell, neighbors)
+    return _made(images, nowhere, system.cell, neighbors)
 
 
 def resized(listed: Listed, neighbors: Neighbors) -> Listed:
-    """The list in arrays of another plan, at least as wide: it is as fresh as it was."""
-    extra = neighbors.plan.width - listed.edges.senders.shape[1]
-    fill = lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
-    edges = listed.edges
-    edges = replace(
-        edges, senders=fill(edges.senders), shifts=fill(edges.shifts), mask=fill(edges.mask)
+    """The list in arrays of another plan, at least as large: it is as fresh as it was."""
+    images, plan = listed.images, neighbors.plan
+    more = table_rows(plan) - len(images.atoms)
+    images = replace(
+        images,
+        index=jnp.pad(images.index, [(0, 0), (0, plan.width - images.index.shape[1])]),
+        atoms=jnp.pad(images.atoms, (0, more)),
+        shifts=jnp.pad(images.shifts, [(0, more), (0, 0)]),
     )
-    return replace(listed, edges=edges)
+    return replace(listed, images=images)
 
 
-def _made(edges, positions, cell, neighbors):
+def _made(images, positions, cell, neighbors):
     reach = jnp.asarray(neighbors.plan.cutoff, positions.dtype)
-    return Listed(edges=edges, reach=reach, positions=positions, cell=cell)
+    return Listed(images=images, reach=reach, positions=positions, cell=cell)
 
 
 def healthy() -> Health:
@@ -151,7 +164,7 @@ def renewed(motion, listed: Listed, health: Health, system, neighbors: Neighbors
     def anew():
         at = replace(system, positions=motion.positions, cell=motion.cell)
         found = search(neighbors.plan, at)
-        listed = _made(found.edges, motion.positions, motion.cell, neighbors)
+        listed = _made(found.images, motion.positions, motion.cell, neighbors)
         needed = replace(
             health,
             in_bin=jnp.maximum(health.in_bin, found.most_in_bin),
@@ -173,22 +186,23 @@ def fresh(motion, listed: Listed, system, neighbors: Neighbors) -> Array:
     With a cell that changed by F, a pair that was not listed is now at least
     reach x (smallest stretch of F) apart, less twice the largest motion beyond F.
     """
-    reach, start = listed.reach, listed.positions
+    reach, start, same = listed.reach, listed.positions, (listed.cell == motion.cell).all()
     if neighbors.moving_cell:
         change = jnp.linalg.solve(listed.cell, motion.cell)
         start = jnp.einsum("na,nab->nb", start, change[system.graph])
         square = change @ change.swapaxes(-1, -2)
-        reach = reach * jnp.sqrt(jnp.linalg.eigvalsh(square)[:, 0].min())
+        reach, same = reach * jnp.sqrt(jnp.linalg.eigvalsh(square)[:, 0].min()), True
     moved2 = sum((motion.positions[:, i] - start[:, i]) ** 2 for i in range(3))
     moved2 = jnp.where(system.atom_mask, moved2, 0)
-    return reach - neighbors.cutoff - 2 * jnp.sqrt(moved2.max()) >= 0
+    return same & (reach - neighbors.cutoff - 2 * jnp.sqrt(moved2.max()) >= 0)
 
 
 def seen(system, motion, listed: Listed, neighbors: Neighbors):
     """The system at the motion with the edges that a potential sees; and the most that an atom
     has, to be compared with `neighbors.width`.
     """
-    at = replace(system, positions=motion.positions, cell=motion.cell, edges=listed.edges)
+    at = replace(system, positions=motion.positions, cell=motion.cell)
     if neighbors.width is None:
-        return at, jnp.zeros((), jnp.int32)
-    return narrowed(at, neighbors.cutoff, neighbors.width)
+        return replace(at, edges=listed.edges), jnp.zeros((), jnp.int32)
+    edges, most = narrowed(at, listed.images, neighbors.cutoff, neighbors.width)
+    return replace(at, edges=edges), most

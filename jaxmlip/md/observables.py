@@ -1,9 +1,12 @@
 """What is recorded along a trajectory; each is a function of one instant."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip import units
+from jaxmlip.derivatives.heat_flux import heat_flux
 from jaxmlip.derivatives.response import current, polarizability
 from jaxmlip.md.motion import conserved_energy, kinetic_energy, temperature_of
 from jaxmlip.md.recording import Measured
@@ -43,11 +46,12 @@ def _kept(motion, system) -> dict:
 def with_msd(motion, bodies, system, integrator) -> dict:
     """`standard` and the mean square displacement of free atoms since the start, Å².
 
-    The start is the structure that the run was prepared with; the motion of the centre of mass
-    does not count.
+    The start is the structure that the run was prepared with, deformed as the cell is now; the
+    motion of the centre of mass does not count.
     """
     weight = jnp.where(bodies.free, 1, 0).astype(motion.positions.dtype)
-    moved = weight[:, None] * (motion.positions - system.positions)
+    start = _carried(system, motion) if integrator.moves_cell else system.positions
+    moved = weight[:, None] * (motion.positions - start)
     mass = jnp.where(bodies.free, bodies.masses, 0)
     whole = jnp.maximum(sum_atoms(system, mass), 1e-30)[:, None]
     held = sum_atoms(system, jnp.where(bodies.free | (system.numbers == 0), 0, 1)) > 0
@@ -55,6 +59,28 @@ def with_msd(motion, bodies, system, integrator) -> dict:
     apart = weight * ((moved - center[system.graph]) ** 2).sum(-1)
     mean = sum_atoms(system, apart) / jnp.maximum(sum_atoms(system, weight), 1)
     return standard(motion, bodies, system, integrator) | {"msd": mean}
+
+
+def velocity_correlation(velocities) -> Callable:
+    """<v(0).v(t)> of free atoms, one a structure, Å²/fs²: a function to be observed.
+
+    velocities: [n_atoms, 3] of the motion at time 0 (internal units). One origin: for averages over
+    all origins, and spectra, record frames and use `vibrations.spectra`.
+    """
+    first = np.array(velocities) * units.fs
+
+    def of(motion, bodies, system, integrator):
+        each = jnp.where(bodies.free, (first * motion.velocities * units.fs).sum(-1), 0)
+        count = jnp.maximum(sum_atoms(system, bodies.free.astype(each.dtype)), 1)
+        return {"step": motion.step, "vacf": sum_atoms(system, each) / count}
+
+    return of
+
+
+def _carried(system, motion):
+    """Where atoms would be if the cell alone had moved: that it breathes is no diffusion."""
+    change = jnp.linalg.solve(system.cell, motion.cell)
+    return jnp.einsum("na,nab->nb", system.positions, change[system.graph], precision="highest")
 
 
 def frame(motion, bodies, system, integrator) -> dict:
@@ -81,6 +107,19 @@ def responses(apply, *, alpha: bool = True) -> Measured:
         flow = current(apply)(params, system, motion.velocities) * units.fs
         out = {"step": motion.step, "current": flow}
         return out | ({"polarizability": polarizability(apply)(params, system)} if alpha else {})
+
+    return Measured(of)
+
+
+def heat_flow(apply, *, convective: bool = True) -> Measured:
+    """The heat flux (eV Å/fs), one a structure, for thermal conductivities; arguments as in
+    `derivatives.heat_flux`.
+    """
+    flux = heat_flux(apply, convective=convective)
+
+    def of(params, motion, bodies, system, integrator):
+        flow = flux(params, system, motion.velocities, bodies.masses) * units.fs
+        return {"step": motion.step, "heat_flux": flow}
 
     return Measured(of)
 

@@ -129,7 +129,7 @@ def minimise(
     """The host loop of every relaxation, from `trial`: blocks, new edges, reports, the end."""
     method = method or lbfgs()
     neighbors = neighbors or partial(edges_within, cutoff=float(aim.cutoff + aim.skin))
-    state, progress = method.init(trial), _start(trial)
+    state, progress = method.init(trial), nothing_yet(trial)
     while True:
         system = neighbors(coordinates.place(system, state.trial, aim))
         until = min(int(progress.n_steps) + block, steps)
@@ -154,7 +154,9 @@ def minimise(
 
 def check_single(system) -> None:
     if system.n_graphs != 1:
-        raise UsageError(f"relax takes one structure, got a batch of {system.n_graphs}")
+        raise UsageError(
+            f"relax takes one structure, got a batch of {system.n_graphs}", fix="relax_batch"
+        )
 
 
 def held_atoms(system, fixed):
@@ -204,14 +206,15 @@ def _run_block(params, system, state, progress, aim, until, *, apply, step, coor
     def once(carry):
         state, progress = carry
         energy, forces, fmax, stress = coordinates.evaluate(apply, params, system, state.trial, aim)
-        progress = _finite(progress, energy, forces)
-        progress = _better(progress, state.trial, energy, fmax, stress, aim)
+        progress = finite(progress, energy, forces)
+        progress = better(progress, state.trial, energy, fmax, stress, aim)
         return step(state, energy, forces), progress
 
     return jax.lax.while_loop(go_on, once, (state, progress))
 
 
-def _finite(progress, energy, forces):
+def finite(progress, energy, forces):
+    """One more evaluation, and whether all of it is finite."""
     broken = ~jnp.isfinite(forces).all(-1)
     return replace(
         progress,
@@ -221,15 +224,15 @@ def _finite(progress, energy, forces):
     )
 
 
-def _better(progress, trial, energy, fmax, stress, aim):
+def better(progress, trial, energy, fmax, stress, aim):
     """The best structure: the lowest energy and, where energies are equal by rounding, forces."""
     energy = jnp.asarray(energy, progress.energy.dtype)
     distance = jnp.maximum(fmax / aim.fmax, stress / aim.stress).astype(progress.distance.dtype)
     first = jnp.isinf(progress.lowest)
     noise = energy_noise(energy, trial.dtype)
     lower = first | (energy < progress.lowest - noise)
-    better = lower | ((energy <= progress.lowest + noise) & (distance < progress.distance))
-    keep = lambda new, old: jnp.where(better, new, old)
+    wins = lower | ((energy <= progress.lowest + noise) & (distance < progress.distance))
+    keep = lambda new, old: jnp.where(wins, new, old)
     return replace(
         progress,
         trial=keep(trial, progress.trial),
@@ -242,7 +245,8 @@ def _better(progress, trial, energy, fmax, stress, aim):
     )
 
 
-def _start(trial):
+def nothing_yet(trial) -> Progress:
+    """What is known before the first evaluation."""
     infinite = lambda dtype: jnp.asarray(jnp.inf, dtype)
     wide = jnp.result_type(float)
     return Progress(

@@ -111,7 +111,7 @@ def _checked(run: Run, temperatures) -> np.ndarray:
             where="replica_exchange",
             fix="concatenate([system] * n_temperatures), without padding",
         )
-    if run.integrator.kT is None or run.integrator.needs_stress:
+    if run.integrator.kT is None or run.integrator.moves_cell:
         raise UsageError(
             "replicas need a thermostat and cells that do not move",
             where="replica_exchange",

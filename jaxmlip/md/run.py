@@ -17,7 +17,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import NumericalError, ResourceError, UsageError
 from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, resized, widened
-from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of
+from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of, without_drift
 from jaxmlip.md.observables import standard
 from jaxmlip.md.stepping import Goal, stepped
 from jaxmlip.system import System
@@ -92,7 +92,7 @@ def prepare(
         potential.cutoff,
         skin=skin,
         narrow=narrow,
-        moving_cell=integrator.needs_stress,
+        moving_cell=integrator.moves_cell,
         room=room,
     )
     return Run(
@@ -164,6 +164,18 @@ def started(run: Run, motion: Motion) -> Motion:
     return replace(motion, list=listed, extra=extra)
 
 
+def handed_over(run: Run, motion: Motion) -> Motion:
+    """A motion that another integrator has moved, for this run: it begins anew where it is.
+
+    A bath that pushes centres of mass (Langevin) leaves them moving; where nothing pushes them any
+    more they are brought to rest, for their motion has no share in the temperature.
+    """
+    motion = replace(motion, step=jnp.full((), -1, jnp.int32), list=())
+    if run.integrator.keeps_momentum or run.bodies.center is not None:
+        motion = without_drift(motion, run.bodies, run.system)
+    return started(run, motion)
+
+
 def _shapes(tree):
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(x.shape, x.dtype) for x in leaves]
@@ -176,7 +188,7 @@ def _check_bath(run, motion):
         raise UsageError(
             "another integrator has moved this motion: it lacks what this one remembers",
             where="trajectory",
-            fix="dataclasses.replace(motion, step=-1) begins anew where it is",
+            fix="handed_over(run, motion) begins anew where it is",
         )
 
 
@@ -223,7 +235,7 @@ def _advanced(run, motion, goal, *, every, size):
         at = replace(run.system, positions=end.positions, cell=end.cell)
         neighbors, told = widened(run.neighbors, at, health)
         if not told:
-            _raise_if_broken(run, end, health)
+            check_finite(run, end, health)
             records = tuple(_recorded(*found) for found in jax.device_get(records))
             return Block(end, records, run, int(health.searches), tuple(tried))
         tried += told
@@ -236,7 +248,8 @@ def _recorded(count, rows):
     return {name: np.asarray(value)[: int(count)] for name, value in rows.items()}
 
 
-def _raise_if_broken(run, motion, health):
+def check_finite(run, motion, health) -> None:
+    """Raises `NumericalError`, with the step and atoms, where a run was stopped by what is not."""
     if health.finite:
         return
     bad = np.flatnonzero(~np.isfinite(np.asarray(motion.forces)).all(-1))

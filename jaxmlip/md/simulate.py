@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.cell_list import ListPlan
+from jaxmlip.bins import ListPlan
 from jaxmlip.errors import Interrupted, JaxmlipError, NumericalError, UsageError
 from jaxmlip.md.files.sets import append, cut_back, lengths, remove
 from jaxmlip.md.guards import TOO_STEEP, check_block, vitals
@@ -26,6 +26,8 @@ from jaxmlip.md.listing import Neighbors
 from jaxmlip.md.motion import Motion
 from jaxmlip.md.run import Block, Run, started, trajectory
 from jaxmlip.restart import newest_state, restore_state, save_state, stop_signals
+
+LIST = "['motion'].list"  # in the names of what a restart point holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,27 @@ def _begun(run, motion, plan, resume, warn):
     _check_same(position["settings"], plan)
     run = replace(run, neighbors=_neighbors(position["neighbors"]))
     template = {"motion": started(run, replace(motion, list=())), "sums": _zeros(position["sums"])}
+    if not _same_list(template, arrays):
+        warn(UserWarning("neighbours were saved by an older version: they are searched anew"))
+        template["motion"] = replace(template["motion"], list=())
+        arrays = _without_list(arrays)
     state = restore_state(template, arrays)
     cut_back(plan.files, position["lengths"], step=int(state["motion"].step))
-    return run, state["motion"], jax.tree.map(np.asarray, state["sums"])
+    return run, started(run, state["motion"]), jax.tree.map(np.asarray, state["sums"])
+
+
+def _same_list(template, arrays) -> bool:
+    """Whether the neighbour list was saved as it is kept now; names are `00005['motion'].list`."""
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    wanted = {jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
+    saved = {name[5:]: x.shape for name, x in arrays.items()}
+    of_list = lambda names: {k: v for k, v in names.items() if k.startswith(LIST)}
+    return of_list(wanted) == of_list(saved)
+
+
+def _without_list(arrays) -> dict:
+    kept = [name for name in sorted(arrays) if not name[5:].startswith(LIST)]
+    return {f"{i:05d}{name[5:]}": arrays[name] for i, name in enumerate(kept)}
 
 
 def _zeros(shapes):

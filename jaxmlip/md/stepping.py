@@ -60,8 +60,8 @@ def stepped(
     apply: of the potential. The other arguments are those of a `Run`; every: steps between two
     records of each function of `observe`; sizes: room for that many.
     """
-    fielded = partial(_fielded, system, field, integrator.dt)
-    evaluate = partial(_evaluated, apply, params, fielded, integrator.needs_stress, neighbors, keep)
+    at_step = partial(fielded, system, field, integrator.dt)
+    evaluate = partial(evaluated, apply, params, at_step, integrator.needs_stress, neighbors, keep)
     before = lambda motion: _unless_new(motion, integrator.before, bodies, system)
     after = lambda motion: _unless_new(motion, integrator.after, bodies, system)
 
@@ -111,7 +111,7 @@ def stepped(
 
         return one
 
-    looks = [partial(_look, params, fielded, bodies, integrator, neighbors, f) for f in observe]
+    looks = [partial(looked, params, at_step, bodies, integrator, neighbors, f) for f in observe]
     found = tuple(
         (jnp.zeros((), jnp.int32), rows_for(partial(look, motion), size))
         for look, size in zip(looks, sizes, strict=True)
@@ -124,9 +124,9 @@ def stepped(
     return motion, records, health
 
 
-def _look(params, fielded, bodies, integrator, neighbors, observe, motion):
+def looked(params, at_step, bodies, integrator, neighbors, observe, motion):
     """What `observe` sees of the motion."""
-    system = fielded(jnp.maximum(motion.step, 0))
+    system = at_step(jnp.maximum(motion.step, 0))
     if not isinstance(observe, Measured):
         return observe(motion, bodies, system, integrator)
     system, _ = seen(system, motion, motion.list, neighbors)
@@ -141,7 +141,7 @@ def _unless_new(motion, part, bodies, system):
     return jax.tree.map(keep, motion, moved)
 
 
-def _fielded(system, field, dt, step):
+def fielded(system, field, dt, step):
     """The system in the field of that step."""
     if field is None:
         return system
@@ -149,9 +149,12 @@ def _fielded(system, field, dt, step):
     return replace(system, field=jnp.broadcast_to(now, system.field.shape))
 
 
-def _evaluated(apply, params, fielded, needs_stress, neighbors, keep, motion, listed, health):
+def evaluated(apply, params, at_step, needs_stress, neighbors, keep, motion, listed, health):
     """The motion with energy, forces and (if needed) stress where it is."""
-    system, most = seen(fielded(motion.step + 1), motion, listed, neighbors)
+    still = jax.lax.stop_gradient((motion.positions, motion.cell))  # which pairs: no slope
+    still = replace(motion, positions=still[0], cell=still[1])
+    system, most = seen(at_step(motion.step + 1), still, listed, neighbors)
+    system = replace(system, positions=motion.positions, cell=motion.cell)
     health = replace(health, in_cutoff=jnp.maximum(health.in_cutoff, most))
     out = (predict if needs_stress else with_forces)(apply)(params, system)
     forces = out["forces"].astype(motion.forces.dtype)

@@ -73,6 +73,7 @@ def near(system: System, cutoff: float, capacity: int):
         receivers=take(edges.receivers) if flat else None,
         shifts=take(edges.shifts),
         mask=jnp.arange(size) < jnp.minimum(found, size)[..., None],
+        images=None,
     )
     return replace(system, edges=chosen), jnp.atleast_1d(found > size)
 

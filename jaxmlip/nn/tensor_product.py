@@ -84,7 +84,7 @@ def messages(system: System, harmonics, inputs, couplings, features, *, radial, 
         sent = to_edges(replace(system, edges=edges), nodes)
         return in_blocks(some, (edges, sent, harmonics, inputs), rows=inner)
 
-    edges = replace(system.edges, halo=None)
+    edges = replace(system.edges, halo=None, images=None)
     n, k = edges.senders.shape[0], edges.senders.shape[-1]
     inner = outer = n
     if edges.receivers is None:
@@ -125,7 +125,7 @@ def species_messages(system: System, harmonics, inputs, couplings, table, specie
         by_degree = lambda l: density[l].reshape(len(sent), 2 * l + 1, -1)
         return mix({target: by_degree(l) @ product for target, (l, product) in products.items()})
 
-    edges = replace(system.edges, halo=None)
+    edges = replace(system.edges, halo=None, images=None)
     n, k = edges.senders.shape
     numbers = k * (len(table) * len(harmonics) ** 2 + 8 * last.shape[0])
     rows = block_rows(n, numbers * dtype.itemsize)

@@ -39,7 +39,8 @@ def other_images(system: System) -> tuple[System, jax.Array]:
         if receivers is None:
             receivers = jnp.arange(system.n_atoms)[:, None]
         shifts = edges.shifts + (whole[edges.senders] - whole[receivers]).astype(edges.shifts.dtype)
-        edges = replace(edges, shifts=jnp.where(edges.mask[..., None], shifts, edges.shifts))
+        shifts = jnp.where(edges.mask[..., None], shifts, edges.shifts)
+        edges = replace(edges, shifts=shifts, images=None)
     return replace(system, positions=jnp.asarray(system.positions) + moves, edges=edges), moves
 
 

@@ -17,9 +17,12 @@ OBSERVABLES = {  # {name in a record: (name in files, unit of H5MD, suffix in ta
     "total_stress": ("stress", "eV Angstrom-3", "eV_per_A3"),
     "volume": ("volume", "Angstrom+3", "A3"),
     "msd": ("msd", "Angstrom+2", "A2"),
+    "gyration": ("gyration", "Angstrom", "A"),
+    "vacf": ("vacf", "Angstrom+2 fs-2", "A2_per_fs2"),
     "uncertainty": ("forces_uncertainty_max", "eV Angstrom-1", "eV_per_A"),
     "dipole": ("dipole", "e Angstrom", "eA"),
     "current": ("current", "e Angstrom fs-1", "eA_per_fs"),
+    "heat_flux": ("heat_flux", "eV Angstrom fs-1", "eVA_per_fs"),
     "polarizability": ("polarizability", "e+2 Angstrom+2 eV-1", "e2A2_per_eV"),
 }
 

@@ -18,7 +18,7 @@ class Files:
     """Where one structure of a run is written to."""
 
     scene: Scene
-    table: Path  # observables as a table
+    table: Path | None = None  # observables as a table
     extxyz: Path | None = None
     h5md: Path | None = None
 
@@ -34,7 +34,7 @@ def append(files, records) -> None:
             append_extxyz(one.extxyz, scene, seen)
         if one.h5md is not None:
             append_h5md(one.h5md, scene, seen, series)
-        if series and len(series[0]["step"]):
+        if one.table is not None and series and len(series[0]["step"]):
             append_table(one.table, _columns(series[0], scene.dt))
 
 

@@ -153,6 +153,17 @@ def unwrapped(positions, cells, pbc) -> np.ndarray:
     return r
 
 
+def in_mean_cell(positions, cells) -> np.ndarray:
+    """Unwrapped positions [n_frames, n_atoms, 3] as they would be in the mean of the cells.
+
+    At constant pressure atoms are carried along as cells [n_frames, 3, 3] breathe, the farther the
+    larger the box; that is no diffusion. For cells that are periodic along all axes.
+    """
+    r, cells = np.asarray(positions, np.float64), np.asarray(cells, np.float64)
+    back = np.linalg.solve(cells, np.broadcast_to(cells.mean(0), cells.shape))
+    return np.einsum("tia,tab->tib", r, back)
+
+
 def _fit_lags(between, dt, longest):
     first, last = (_whole(t, dt, longest) for t in between)
     if not 0 <= first < last:
