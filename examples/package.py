@@ -56,6 +56,12 @@ def section(title, figures):
     return [*lines, ""] if others else lines
 
 
+def runs(name):
+    """The configurations of a model, in the order in which they are run."""
+    files = [HERE / name / file for file in ("train.yaml", "refine.yaml")]
+    return [f"`examples/{name}/{file.name}`" for file in files if file.exists()]
+
+
 def markdown(card, params, sections):
     weights = sum(x.size for x in tree_leaves(params))
     symbols = ", ".join(chemical_symbols[z] for z in card["elements"])
@@ -76,9 +82,12 @@ def markdown(card, params, sections):
     lines += ["## Known limits", "", *(f"- {limit}" for limit in card["limits"]), ""]
     lines += [f"## Data and training\n\n{card['origin']}", ""]
     lines += [
-        f"`examples/{card['name']}/train.yaml` is the training run; these weights are of its "
-        f"epoch {card['epoch']}.",
-        *(f"SHA-256 of `{d['file']}`: `{d['sha256']}`." for d in card["data"].values()),
+        f"{' and then '.join(runs(card['name']))} is the training run; these weights are of epoch "
+        f"{card['epoch']} of the last.",
+        *(
+            f"SHA-256 of `{d.get('file', name)}`: `{d['sha256']}`."
+            for name, d in card["data"].items()
+        ),
         "",
     ]
     wrap = lambda s: s if s.startswith(("|", "#")) else textwrap.fill(s, 100, subsequent_indent="")

@@ -15,12 +15,13 @@ from ase import Atoms
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
-from jaxmlip.derivatives import dynamical_matrix, dynamical_matrix_supercell
+from jaxmlip.derivatives import born_charges, dynamical_matrix, dynamical_matrix_supercell
 from jaxmlip.electrostatics import coulomb, ewald, field, inverse_power, pme, potential
 from jaxmlip.errors import ResourceError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.neighbors import find_edges
 from jaxmlip.parallel import decompose
+from jaxmlip.potential import Potential, add_field
 from jaxmlip.system import (
     System,
     cast,
@@ -33,6 +34,7 @@ from jaxmlip.system import (
     sum_energies,
     to_edges,
 )
+from jaxmlip.vibrations.dielectric import longitudinal_hessian
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "longrange"  # beside a checkout, if at all
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data/longrange")
@@ -560,7 +562,9 @@ def polar_model(solver, cutoff, *, flow, moment):
             arms = near[..., None] * edge_vectors(system) * to_edges(system, charges)[..., None]
             dipoles = moment * sum_edges(system, arms)
         energy = sum_energies(system, repulsion) + solver(system, charges, dipoles)
-        return {"energy": energy}
+        dipole = charges[:, None] * system.positions
+        dipole = sum_atoms(system, dipole if dipoles is None else dipole + dipoles)
+        return {"energy": energy, "charges": charges, "dipole": dipole}
 
     return apply
 
@@ -600,6 +604,30 @@ def test_longitudinal_optical_modes_of_rigid_ions_are_split_from_transverse_ones
     assert_allclose(squares[0], squares[1], rtol=1e-6)
     splitting = squares[2] - squares[0]
     assert_allclose(splitting, 4 * np.pi * K / volume, rtol=1e-6)  # q² x dispersion
+
+
+@pytest.mark.parametrize("moment", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_longitudinal_modes_of_ir_are_those_of_the_dynamical_matrix_next_to_gamma(moment):
+    """The field of `ir` (Born charges, eps 1) on the Hessian, and D(q -> 0) of `phonons`.
+
+    moment: of dipoles that neighbours induce, whose Born charges are not the charges of the ions.
+    """
+    cell = np.array([[3.0, 0.1, 0.0], [0.7, 3.2, 0.2], [-0.4, 0.5, 3.4]])
+    system = build([[0.1, 0, 0.2], [1.6, 1.7, 1.9]], cell, 4.0)
+    system = replace(system, numbers=np.array([11, 17]))
+    model = polar_model(ewald(system, 4.0, 1e-9), 4.0, flow=0.0, moment=moment)
+    q = 1e-4 * np.array([0.3, -0.2, 0.5])
+    matrices = np.asarray(dynamical_matrix(model)({}, system, np.stack([0 * q, q])))
+    charges = np.array([1.0, -1.0])[:, None, None] * np.eye(3)
+    if moment:
+        field = add_field(Potential(lambda key, system: {}, model, 4.0))
+        charges = np.asarray(born_charges(field.apply)({}, system))
+        assert np.abs(charges[0] - np.eye(3)).max() > 0.01
+    gamma, volume = matrices[0].real.reshape(2, 3, 2, 3), np.linalg.det(cell)
+    found = longitudinal_hessian(gamma, charges, np.eye(3), volume, np.linalg.solve(cell, q))
+    jump = matrices[1].real - matrices[0].real
+    assert_allclose(found.reshape(6, 6) - matrices[0].real, jump, atol=2e-3)  # q x dispersion
+    assert np.abs(jump).max() > 1.0
 
 
 @pytest.mark.slow

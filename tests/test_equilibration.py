@@ -68,7 +68,7 @@ def test_a_dipole_beside_equilibrated_charges_is_refused_and_not_coupled_twice()
 
 @pytest.mark.parametrize("method", ["ewald", "pme", "coulomb"])
 def test_a_bound_potential_can_be_bound_to_other_cells(method):
-    bare = Potential(None, lambda params, system: {}, 4.0)
+    bare = Potential(lambda key, system: {}, lambda params, system: {}, 4.0)
     potential = add_long_range(bare, {"electrostatics": {"method": method, "tolerance": 1e-3}})
     atoms, copies = pair(2.4), 1
     if method != "coulomb":

@@ -20,7 +20,7 @@ from jaxmlip.electrostatics import bonded_fragments, coulomb, ewald, inverse_pow
 from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.errors import ModelError, NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.models import checkpoint
+from jaxmlip.models import checkpoint, plans
 from jaxmlip.neighbors import edges_within
 from jaxmlip.nn.charges import Transfers, flow, share_charge
 from jaxmlip.nn.readout import conserve_charge
@@ -491,6 +491,21 @@ def test_the_calculator_plans_by_itself_and_again_for_another_cell(saved):
     assert_allclose(small_cell, energy_of(bind(potential, system), params, system)[0], atol=1e-6)
     large = calculator.get_potential_energy(atoms.repeat((1, 1, 2)))
     assert_allclose(large, 2 * small_cell, atol=2e-4)  # the tolerance of the sum
+
+
+def test_a_mesh_of_a_card_is_planned_for_the_dipoles_that_its_model_has(monkeypatch):
+    """By the shape of what it predicts: nothing is computed."""
+    seen, system = {}, from_ase(salt(), 4.0)
+    monkeypatch.setattr(plans.electrostatics.mesh, "pme", lambda *a, **given: seen.update(given))
+    for dipoles in (True, False):
+        out = {"energy": jnp.zeros(1), "charges": jnp.zeros(2)}
+        out |= {"atomic_dipoles": jnp.zeros((2, 3))} if dipoles else {}
+        model = Potential(lambda key, s: {}, lambda params, s, out=out: out, 4.0)
+        entry = {"method": "pme", "tolerance": 1e-3}
+        bind(plans.add_long_range(model, {"electrostatics": entry}), system)
+        assert seen == {"tolerance": 1e-3, "dipoles": 0.5 * dipoles}
+        bind(plans.add_long_range(model, {"electrostatics": entry | {"dipoles": 0.2}}), system)
+        assert seen["dipoles"] == 0.2
 
 
 def test_an_unknown_method_on_a_card_is_refused(saved):

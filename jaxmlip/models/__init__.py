@@ -6,6 +6,7 @@ _HOME = {
     "MACE": "mace",
     "LongRangeMACE": "long_range",
     "DualCutoff": "dual",
+    "D3": "d3",
     "NequIP": "nequip",
     "So3krates": "so3krates",
     "LennardJones": "pair",

@@ -4,13 +4,15 @@
     "dispersion": {"tolerance": 1e-4}
 
 method: ewald, pme, p3m or coulomb (molecules; needs no plan); cutoff, Å: of its edges, if not
-the model's. Meshes are planned for charges alone: of a model with atomic dipoles ask a quarter of
-the tolerance. With "equilibration": {"widths": {"11": 1.0, "17": 1.2}, "tolerance": 1e-10, ...} the
-model's electronegativities and hardnesses decide the charges (all options of
-`electrostatics.equilibration`); else the model predicts them. Dispersion is the tail beyond the
-cutoff of -c c / r^6 with the model's coefficients. In the configuration of a training run these
-are entries of `card`.
+the model's. "dipoles", e Å: how long the atomic dipoles are that a mesh is planned for; without it
+`DIPOLES` if the model predicts any, else none. With "equilibration": {"widths": {"11": 1.0,
+"17": 1.2}, "tolerance": 1e-10, ...} the model's electronegativities and hardnesses decide the
+charges (all options of `electrostatics.equilibration`); else the model predicts them. Dispersion is
+the tail beyond the cutoff of -c c / r^6 with the model's coefficients. In the configuration of a
+training run these are entries of `card`.
 """
+
+import jax
 
 from jaxmlip import electrostatics
 from jaxmlip.electrostatics.coulomb import most_atoms
@@ -25,9 +27,11 @@ from jaxmlip.potential import (
     planned_later,
 )
 
-KEYS = ("method", "tolerance", "cutoff", "equilibration")
-METHODS = ("ewald", "pme", "p3m", "coulomb")
+KEYS = ("method", "tolerance", "cutoff", "dipoles", "equilibration")
+MESHES = ("pme", "p3m")
+METHODS = ("ewald", *MESHES, "coulomb")
 OPTIONS = ("widths", "tolerance", "steps", "direct")
+DIPOLES = 0.5  # e Å, beside charges of one e, as those that planning guesses from the elements are
 
 
 def add_long_range(potential, card: dict) -> Potential:
@@ -63,10 +67,24 @@ def _add_electrostatics(potential, entry):
     cutoff = float(entry.get("cutoff", potential.cutoff))
 
     def plan(system):
-        solver = _method(entry["method"])(system, cutoff, **_tolerance(entry))
-        return with_solver(bind(potential, system), solver)
+        bound, options = bind(potential, system), _tolerance(entry)
+        if entry["method"] in MESHES:
+            options["dipoles"] = _size_of_dipoles(entry, bound, system)
+        return with_solver(bound, _method(entry["method"])(system, cutoff, **options))
 
     return planned_later(plan, potential.init, max(potential.cutoff, cutoff))
+
+
+def _size_of_dipoles(entry, potential, system) -> float:
+    """e Å, of the card, or `DIPOLES` where the potential predicts atomic dipoles, else 0."""
+    if "dipoles" in entry:
+        size = float(entry["dipoles"])
+        if not 0 <= size < float("inf"):
+            raise ModelError(f"the card plans for dipoles of {size} e Å", where="bind")
+        return size
+    one = system[0] if isinstance(system, list | tuple) else system
+    predict = lambda s: potential.apply(potential.init(jax.random.key(0), s), s)
+    return DIPOLES if "atomic_dipoles" in jax.eval_shape(predict, one) else 0.0
 
 
 def _coulomb(potential, with_solver):

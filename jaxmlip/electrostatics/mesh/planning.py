@@ -5,10 +5,11 @@ Charges that know nothing of each other, of mean square q², give an error of th
     q² sqrt(density / cutoff) pair(x)    and    q² / cutoff² self(x),    x = cutoff / spacing,
 
 from all others, and from an atom's own image in the mesh: two functions of one number for each
-order and split, once the width is the best one for that x. They were measured (`calibration`). A
-dipole is a derivative of a charge, and what the mesh gets wrong are short waves, about `STEEP` /
-spacing long in reciprocal space: it counts as a charge of mean square (STEEP / spacing)² mu² / 3.
-Here all this is read backwards, and the cheapest mesh that fits is taken. The model of cost, in ns
+order and split, once the width is the best one for that x. Dipoles have two more of these, with
+mu² / (3 cutoff²) in place of q² (they are larger, for a dipole is a derivative of a charge, and
+what the mesh gets wrong are short waves); errors of charges and dipoles add, for the error between
+a charge and a dipole is the mean of both in logarithms. All four were measured (`calibration`).
+Here they are read backwards, and the cheapest mesh that fits is taken. The model of cost, in ns
 of one core (measured on a CPU; only ratios matter): 3 a mesh contribution of an atom, 40 a point.
 """
 
@@ -24,8 +25,6 @@ TYPICAL = ewald_planning.TYPICAL  # force in a hot crystal, in q²/spacing²
 COST = {"contribution": 3.0, "point": 40.0}
 MOST_POINTS = 2**30
 ORDERS = (4, 6, 8)
-# By order: as `calibration`, with the prolate split; within 10 % for 6 and 8, one point for 4.
-STEEP = {4: 3.8, 6: 5.5, 8: 7.1}
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,18 @@ class Crystal:
     n_atoms: int
     pair: float  # relative force error for a unit of the calibrated pair function
     self: float  # the same for the atom's own image
-    pair_dipoles: float = 0.0  # both for dipoles, times (STEEP x)²
+    pair_dipoles: float = 0.0  # both for dipoles
     self_dipoles: float = 0.0
 
 
 def structures(system, cutoff, charges, where, dipoles=None) -> list[Crystal]:
-    """`Crystal` of all structures with atoms; raises `UsageError` where a mesh does not apply."""
+    """`Crystal` of all structures with atoms; raises `UsageError` where a mesh does not apply.
+
+    charges, dipoles: those of one batch, or None; dipoles also their size alone, of any batches.
+    """
     batches = list(system) if isinstance(system, list | tuple) else [system]
-    if (charges is not None or dipoles is not None) and len(batches) > 1:
+    of_atoms = charges is not None or np.ndim(0 if dipoles is None else dipoles) > 0
+    if of_atoms and len(batches) > 1:
         raise UsageError(
             "charges and dipoles belong to one batch, and there are several", where=where
         )
@@ -94,7 +97,7 @@ def _crystal(system, g, cutoff, charges, dipoles):
     if not volume > 1e-6:
         raise UsageError(f"structure {g} has a flat cell: {cell.tolist()}", where="mesh")
     q = _charges(system, atoms) if charges is None else np.asarray(charges, float)
-    mu = np.zeros((len(q), 3)) if dipoles is None else np.asarray(dipoles, float)
+    mu = _dipoles(system, atoms, dipoles)
     density = len(atoms) / volume
     if not (q[atoms].any() or mu[atoms].any()):
         q = np.ones(len(q))
@@ -102,13 +105,15 @@ def _crystal(system, g, cutoff, charges, dipoles):
     least = TYPICAL * (square + moment * density ** (2 / 3)) * density ** (2 / 3)
     force = max(_force(system, atoms, q, mu, cutoff), least)
     pair, own, each = np.sqrt(density / cutoff) / force, 1 / cutoff**2 / force, moment / 3
+    # one atom's own error is of its own size: few large dipoles err more than many of their mean
+    uneven = float(np.sqrt(((mu[atoms] ** 2).sum(1) ** 2).mean()))
     return Crystal(
         lengths=np.linalg.norm(cell, axis=1),
         n_atoms=len(atoms),
         pair=square * pair,
         self=float(np.sqrt((q[atoms] ** 4).mean())) * own,
         pair_dipoles=each / cutoff**2 * pair,
-        self_dipoles=each / cutoff**2 * own,
+        self_dipoles=uneven / 3 / cutoff**2 * own,
     )
 
 
@@ -117,6 +122,16 @@ def _charges(system, atoms):
     q = np.zeros(system.n_atoms)
     q[atoms] = guess_charges(np.asarray(system.numbers)[atoms])
     return q
+
+
+def _dipoles(system, atoms, dipoles):
+    """[n_atoms, 3]: those that are given, or for some atoms anywhere of the given length."""
+    mu = np.zeros((system.n_atoms, 3))
+    if dipoles is None or np.ndim(dipoles):
+        return mu if dipoles is None else np.asarray(dipoles, float)
+    directions = np.random.default_rng(0).normal(size=(len(atoms), 3))
+    mu[atoms] = float(dipoles) * directions / np.linalg.norm(directions, axis=1)[:, None]
+    return mu
 
 
 def guess_charges(numbers):
@@ -169,7 +184,7 @@ def cheapest(crystals, *, cutoff, tolerance, orders, split, where):
     plans = []
     for order in orders:
         table = TABLES[split, order]
-        finest = [_ratio(order, table, c, tolerance) for c in crystals]
+        finest = [_ratio(table, c, tolerance) for c in crystals]
         if None in finest:
             continue
         wanted = [c.lengths * x / cutoff for c, x in zip(crystals, finest, strict=True)]
@@ -187,7 +202,7 @@ def cheapest(crystals, *, cutoff, tolerance, orders, split, where):
         raise ResourceError(f"a mesh of {shape} for {len(crystals)} structures", where=where)
     table = TABLES[split, order]
     ratios = [cutoff / (c.lengths / shape).max() for c in crystals]
-    error = max(_error(order, table, c, x) for c, x in zip(crystals, ratios, strict=True))
+    error = max(_error(table, c, x) for c, x in zip(crystals, ratios, strict=True))
     return order, shape, float(_read(table, min(ratios))[0]), float(error)
 
 
@@ -198,26 +213,25 @@ def _cost(crystals, order, shape):
 
 
 def _read(table, x):
-    """(width, pair, self) at cutoff / spacing = x; straight lines in logarithms."""
+    """(width, pair, self, both of dipoles) at cutoff / spacing = x; straight in logarithms."""
     ratio, *rows = np.log(np.asarray(table))
     return [np.exp(np.interp(np.log(x), ratio, row)) for row in rows]
 
 
-def _error(order, table, crystal, x):
-    _, pair, own = _read(table, x)
-    dipoles = (STEEP[order] * x) ** 2
-    pair = pair * (crystal.pair + dipoles * crystal.pair_dipoles)
-    return np.hypot(pair, own * (crystal.self + dipoles * crystal.self_dipoles))
+def _error(table, crystal, x):
+    _, pair, own, pair_dipoles, own_dipoles = _read(table, x)
+    pair = pair * crystal.pair + pair_dipoles * crystal.pair_dipoles
+    return np.hypot(pair, own * crystal.self + own_dipoles * crystal.self_dipoles)
 
 
-def _ratio(order, table, crystal, tolerance):
+def _ratio(table, crystal, tolerance):
     """The smallest cutoff / spacing with an error within the tolerance; None: beyond the table."""
     low, high = table[0][0], table[0][-1]
-    if _error(order, table, crystal, high) > tolerance:
+    if _error(table, crystal, high) > tolerance:
         return None
     for _ in range(50):
         middle = (low + high) / 2
-        coarse = _error(order, table, crystal, middle) > tolerance
+        coarse = _error(table, crystal, middle) > tolerance
         low, high = (middle, high) if coarse else (low, middle)
     return high
 

@@ -85,7 +85,8 @@ def _sums(terms, system, charges):
     @jax.checkpoint
     def some(start):
         cut = lambda x: lax.dynamic_slice_in_dim(x, start, size)
-        part = replace(edges, **{k: cut(getattr(edges, k)) for k in ("senders", "shifts", "mask")})
+        rows = {k: cut(getattr(edges, k)) for k in ("senders", "shifts", "mask")}
+        part = replace(edges, images=None, **rows)
         return _block(terms, replace(system, edges=part), packed, start + jnp.arange(size))
 
     # the last block reaches back into the one before it, so that all are of one size

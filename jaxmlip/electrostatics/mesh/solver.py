@@ -91,7 +91,7 @@ def pme(
     tolerance: float = 1e-4,
     *,
     charges: Array | None = None,
-    dipoles: Array | None = None,
+    dipoles: Array | float | None = None,
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
@@ -102,8 +102,9 @@ def pme(
     that of its edges. tolerance: relative error of forces, |F - F_exact| / |F_exact| over a
     structure; where forces nearly vanish (a crystal at rest), relative to those of a hot one.
     charges, e: representative ones for `system`, which tell the size of forces better; without
-    them they are guessed from the elements. dipoles, e Å: representative ones [n_atoms, 3], which
-    need a finer mesh; without them the plan is for charges. order: 4, 6 or 8 of the splines
+    them they are guessed from the elements. dipoles, e Å: representative ones [n_atoms, 3], or
+    how long they are, which need a finer mesh; without them the plan is for charges. order: 4, 6 or
+    8 of the splines
     (default: the cheaper of 6 and 8); second derivatives want 6, third ones 8, and a Hessian has up
     to ten times the relative error of forces: ask for a tenth. exclude: radius, Å, of a smooth
     window whose pairs are left to a short-range model. split: `prolate` or `gaussian`.
@@ -123,7 +124,7 @@ def p3m(
     tolerance: float = 1e-4,
     *,
     charges: Array | None = None,
-    dipoles: Array | None = None,
+    dipoles: Array | float | None = None,
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
@@ -150,9 +151,11 @@ def _planned(system, cutoff, tolerance, where, factors, *, charges, dipoles, ord
     )
     spacing = max(float((s.lengths / shape).max()) for s in structures)
     spacing *= GROWN ** (1 / order)  # errors go with its power `order`
+    # of the tables: two more derivatives, those of dipoles, lose two digits
+    share = 1e-6 if any(s.pair_dipoles for s in structures) else 1e-4
     return Mesh(
         longest=tuple(n * spacing for n in shape),
-        split=split(width, float(cutoff), accuracy=max(1e-4 * tolerance, 1e-13)),
+        split=split(width, float(cutoff), accuracy=max(share * tolerance, 1e-13)),
         shape=shape,
         order=order,
         factors=factors,
