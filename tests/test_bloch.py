@@ -10,6 +10,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from numpy.testing import assert_allclose
+from structures import rattled, triclinic
+from test_dual_cutoff import MODEL as DUAL
+from test_so3krates import RANDOM, atoms_of, write_weights
 
 from jaxmlip import units
 from jaxmlip.derivatives.bloch.matrix import (
@@ -29,9 +32,12 @@ from jaxmlip.derivatives.bloch.supercell import (
     dynamical_matrix_supercell,
     dynamical_matrix_unrolled,
 )
-from jaxmlip.derivatives.second.hessian import hessian
+from jaxmlip.derivatives.second.hessian import hessian, hessian_vector_product
+from jaxmlip.derivatives.third import third_derivative_product
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.weights import so3lr
+from jaxmlip.models import checkpoint
 from jaxmlip.models.mace import MACE
 from jaxmlip.models.nequip import NequIP
 from jaxmlip.models.pair import LennardJones, Morse
@@ -41,6 +47,7 @@ from jaxmlip.nn.blocks import in_blocks
 from jaxmlip.potential import Potential, add, scale
 from jaxmlip.system import (
     at_receivers,
+    cast,
     edge_vectors,
     pad,
     strain,
@@ -278,6 +285,38 @@ def test_other_ways_to_the_same_matrix_and_what_tells_that_it_is_wrong():
     with pytest.raises(UsageError, match="not commensurate"):
         dynamical_matrix_supercell(LJ.apply, (2, 2, 2))({}, system, q)
     assert door_error(blind)({}, system) > 1e-3
+
+
+def imported(folder):
+    """The tiny So3krates with its physical terms, and a crystal smaller than its cutoffs."""
+    write_weights(RANDOM, folder)
+    card, params = so3lr.read(folder / "params.pkl")
+    checkpoint.save(folder / "ours.safetensors", card, params)
+    potential, params, _ = checkpoint.load(folder / "ours.safetensors")
+    return potential, cast(params, jnp.float64), atoms_of("ice")
+
+
+def dual(folder):
+    return DUAL, None, rattled(triclinic())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [imported, dual])
+def test_other_models_know_their_neighbours_through_the_doors(make, tmp_path):
+    """And their third derivatives are the slope of their Hessian, symmetric in both directions."""
+    potential, params, atoms = make(tmp_path)
+    system = from_ase(atoms, potential.cutoff)
+    params = jax.jit(potential.init)(KEY, system) if params is None else params
+    assert door_error(potential.apply)(params, system) < 1e-10
+    u, v = np.random.default_rng(0).normal(size=(2, system.n_atoms, 3)) / 10
+    third = jax.jit(third_derivative_product(potential.apply))
+    product = jax.jit(hessian_vector_product(potential.apply))
+    at = lambda h: product(params, replace(system, positions=system.positions + h * v), u)
+    h = 2e-3
+    slope = (8 * (at(h) - at(-h)) - at(2 * h) + at(-2 * h)) / (12 * h)
+    found = third(params, system, u, v)
+    assert_allclose(found, slope, atol=1e-6 * np.abs(slope).max())
+    assert_allclose(third(params, system, v, u), found, atol=1e-9 * np.abs(found).max())
 
 
 def test_open_cluster_gives_the_same_matrix_at_any_wavevector():

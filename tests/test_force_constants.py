@@ -15,7 +15,8 @@ from test_symmetry import quartz, rutile
 
 import jaxmlip
 from jaxmlip import units
-from jaxmlip.errors import UsageError
+from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
+from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.phonons.phonopy_files import column_of
 from jaxmlip.interfaces.phonons.symmetry import displacement_directions, symmetry
@@ -110,6 +111,16 @@ def test_lennard_jones_argon_has_the_frequencies_of_its_lattice_sums():
         assert_allclose(frequencies, list(expected.values()), atol=2.5e-3)
 
 
+@pytest.mark.slow
+def test_exact_matrices_of_one_atom_have_the_lattice_sums_of_20_sigma():
+    """README of the reference data: 36 000 pairs of one atom, no supercell."""
+    model, atoms = argon(20.0), bulk("Ar", a=5.24967)
+    system = from_ase(atoms, model.cutoff)
+    found = dynamical_matrix(model.apply)({}, system, [[0.5, 0.5, 0], [0.5, 0.5, 0.5]])
+    expected = [[47.304, 47.304, 69.386], [31.358, 31.358, 69.356]]
+    assert_allclose(frequencies_THz(found, [39.948]) * CM1, expected, atol=2.5e-3)
+
+
 def springs(stiffness, length):
     """Neighbours within 1.5 lengths held by springs at rest."""
 
@@ -181,6 +192,13 @@ def test_the_nearest_images_are_found_in_any_basis_of_the_lattice():
         ends = {tuple(np.round(v + m, 9)) for m in moved @ cell}
         assert ends == {tuple(np.round(v + m, 9)) for m in other @ sheared @ cell}
         assert len(shares) == len(share) and np.abs(list(ends)).max() <= 2
+
+
+def test_what_is_not_finite_gives_no_force_constants():
+    """As long-range sums of a plan for another cell."""
+    apply = lambda params, system: {"energy": jnp.nan * jnp.square(system.positions).sum()[None]}
+    with pytest.raises(NumericalError, match="bind"):
+        force_constants(apply, 4.0, repeats=(2, 1, 1))({}, from_ase(bulk("Ar", a=5.3), None))
 
 
 def test_padding_and_batches_are_refused():

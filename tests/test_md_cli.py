@@ -7,19 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from structures import SPRINGS, card
 
-from jaxmlip.cli.dynamics import start, summary
+from jaxmlip import units
+from jaxmlip.cli.dynamics import job, start, summary
 from jaxmlip.cli.main import main
+from jaxmlip.errors import DataError, ModelError, UsageError
+from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.files import read_h5md, read_table
 from jaxmlip.models import checkpoint
+from jaxmlip.vibrations import spectra
 
 ARGON = {"elements": [18], "cutoff": 5.0, "smoothness": 3}
 WATER = "3\nwater\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
@@ -95,12 +101,67 @@ def test_elements_the_model_does_not_know_are_refused(lennard_jones, capsys):
 def test_what_is_likely_a_mistake_is_warned_about():
     water, heavy = Atoms("OH2", np.eye(3)), Atoms("OH2", np.eye(3), masses=[16, 2, 2])
     usual = {"timestep": 0.5, "response_every": 0, "ensemble": "nvt", "friction": 0.01}
+    usual |= {"heat_flux_every": 0, "beads": 1, "new_velocities": False}
     assert "hydrogen" in next(start.warnings_of(water, usual | {"timestep": 5.5}))
     assert not list(start.warnings_of(water, usual))
     assert not list(start.warnings_of(heavy, usual | {"timestep": 2.0}))
     # an oscillator damped by 0.01/fs has a line 0.01/(2 pi c) = 53 cm⁻¹ wide
     assert "53 cm⁻¹ wider" in next(start.warnings_of(water, usual | {"response_every": 5}))
     assert not list(start.warnings_of(water, usual | {"response_every": 5, "ensemble": "nve"}))
+    assert "conductivity" in next(start.warnings_of(water, usual | {"heat_flux_every": 5}))
+    assert not list(start.warnings_of(water, usual | {"heat_flux_every": 5, "ensemble": "nve"}))
+    water.set_velocities(np.ones((3, 3)))
+    assert "of FILE are not used" in next(start.warnings_of(water, usual | {"beads": 4}))
+
+
+def test_the_heat_flux_is_refused_where_energies_of_atoms_are_not_all_there_is():
+    of = lambda **more: SimpleNamespace(name="test", potential=None, card=more)
+    crystal, o = bulk("Ar"), {"heat_flux_every": 5, "beads": 1}
+    start.check_heat_flux(of(), crystal, o, "x")
+    charged = of(electrostatics={"method": "ewald"})
+    start.check_heat_flux(charged, crystal, o | {"heat_flux_every": 0}, "x")
+    with pytest.raises(ModelError, match="long-range terms .electrostatics"):
+        start.check_heat_flux(charged, crystal, o, "x")
+    with pytest.raises(DataError, match="0 of 3 axes"):
+        start.check_heat_flux(of(), Atoms("Ar2", np.eye(3)[:2]), o, "x")
+    with pytest.raises(UsageError, match="classical nuclei"):
+        start.check_heat_flux(of(), crystal, o | {"beads": 4}, "x")
+
+
+def test_reference_energies_of_elements_do_not_flow():
+    # sum of v_i E_0 of two elements that move against one another is no heat
+    bare, references = card("Morse", SPRINGS), {"1": -13.6, "8": -407.0}
+    crystal = Atoms("OH", positions=[[0, 0, 0], [0, 0, 1.1]], cell=3 * np.eye(3), pbc=True)
+    system = from_ase(crystal, SPRINGS["cutoff"], dtype="float64")
+    referenced = bare | {"reference_energies": references}
+
+    @jax.jit
+    def energies():
+        of = lambda apply, params: apply(params, system)["energies"]
+        return (
+            of(checkpoint.potential_of(bare).apply, {"params": {}}),
+            of(checkpoint.potential_of(referenced).apply, {"params": {}}),
+            of(job._unreferenced(referenced), {"params": {}}),
+        )
+
+    expected, whole, without = energies()
+    assert_allclose(whole - expected, [-407, -13.6])
+    assert_allclose(without, expected, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_heat_fluxes_of_two_elements_do_not_know_their_reference_energies(springs):
+    crystal = Atoms("OH", positions=[[0, 0, 0], [0, 0.1, 1.1]], cell=3 * np.eye(3), pbc=True)
+    write("oh.xyz", crystal)
+    referenced = card("Morse", SPRINGS) | {"reference_energies": {"1": -13.6, "8": -407.0}}
+    checkpoint.save("referenced.safetensors", referenced, {"params": {}})
+    found = []
+    for model, out in ((springs, "a"), ("referenced.safetensors", "b")):
+        run = ["md", "oh.xyz", "--model", model, *SHORT, "--ensemble", "nve", "--out", out]
+        assert main([*run, "--heat-flux-every", "5", "--format", "h5md"]) == 0
+        found.append(read_h5md(f"{out}/oh_md.h5").observables["heat_flux"].value)
+    assert np.abs(found[0]).max() > 1e-3
+    assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
 def test_a_molecule_without_rotation_keeps_none():
@@ -179,9 +240,100 @@ def test_replicas_are_runs_of_their_own_and_crystals_have_pressure_and_pairs(len
 
 
 @pytest.mark.slow
+def test_rings_of_beads_have_one_table_and_a_trajectory_each(springs, capsys):
+    run = ["md", "water.xyz", "--model", springs, *SHORT, "--ensemble", "pimd", "--beads", "4"]
+    assert main([*run, "--replicas", "2"]) == 2
+    assert "rings of beads" in capsys.readouterr().err
+    assert main([*run, "--json", "md.json"]) == 0
+    with open("md.json") as file:
+        told = json.load(file)
+    assert told["beads"] == 4 and told["replicas"] == 1
+    table, frames = (
+        read_table("water_md_stats.csv"),
+        [read(f"water_md_{i}.xyz", ":") for i in range(4)],
+    )
+    assert list(table["step"]) == [0, 5, 10, 15, 20]
+    # the mean over beads; beads are apart; their velocities are those of four times 300 K
+    potential = np.mean([[f.get_potential_energy() for f in bead] for bead in frames], axis=0)
+    assert_allclose(table["energy_potential_eV"][::2], potential, rtol=1e-12)
+    places = np.array([[f.positions for f in bead] for bead in frames])
+    apart = np.sqrt(((places - places.mean(0)) ** 2).sum((0, 2, 3)) / 12)
+    assert_allclose(table["gyration_A"][::2], apart, rtol=1e-9)
+    hot = np.mean([[f.get_temperature() for f in bead] for bead in frames], axis=0)
+    assert_allclose(table["temperature_K"][::2], hot / 4, rtol=1e-9)
+    # the mean over beads, as V is: K + springs of them, 4 x 3/2 kT an atom at first, with no heat
+    assert_allclose(
+        table["energy_conserved_eV"][0] - table["energy_potential_eV"][0],
+        4 * 9 / 2 * units.kB * 300,
+        rtol=1e-9,
+    )
+    assert np.ptp(table["energy_conserved_eV"]) < 0.1 * np.ptp(table["energy_potential_eV"])
+    assert not any(read(f"water_md_{i}_final.xyz").has("momenta") for i in range(4))
+    longer = [*run, "--resume"]
+    longer[longer.index("--steps") + 1] = "30"
+    assert main(longer) == 0
+    assert [f.info["step"] for f in read("water_md_3.xyz", ":")] == [0, 10, 20, 30]
+
+
+@pytest.mark.slow
+def test_rings_without_a_bath_begin_settled_and_at_rest_as_a_whole(springs, capsys):
+    run = ["md", "water.xyz", "--model", springs, *SHORT, "--ensemble", "rpmd", "--beads", "4"]
+    assert main([*run, "--settle", "40"]) == 0
+    table = read_table("water_md_stats.csv")
+    assert table["gyration_A"][0] > 0.02  # beads of a start from one point are nowhere else
+    beads = [read(f"water_md_{i}.xyz", ":") for i in range(4)]
+    momenta = np.sum([[f.get_momenta().sum(0) for f in bead] for bead in beads], axis=0)
+    assert_allclose(momenta, 0, atol=1e-6)  # 8 decimals
+    assert np.ptp(table["energy_conserved_eV"]) < 0.1 * np.ptp(table["energy_potential_eV"])
+    longer = [*run, "--settle", "40", "--resume"]
+    longer[longer.index("--steps") + 1] = "30"
+    capsys.readouterr()
+    assert main(longer) == 0
+    assert "rings settle" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_heat_fluxes_are_recorded_and_make_a_conductivity(lennard_jones, capsys):
+    from jaxmlip.derivatives.heat_flux import heat_flux
+    from jaxmlip.models import LennardJones
+
+    name, more = argon(), ["--ensemble", "nve", "--temp", "60", "--timestep", "2", "--steps", "200"]
+    run = ["md", name, "--model", lennard_jones, *more, "--heat-flux-every", "2", "--no-plot"]
+    run += ["--dtype", "float64", "--traj-every", "50"]
+    assert main(run) == 2
+    assert "writes to H5MD" in capsys.readouterr().err
+    assert main([*run, "--format", "h5md"]) == 0
+    found = read_h5md("argon_md.h5")
+    flux = found.observables["heat_flux"]
+    assert_array_equal(flux.step, np.arange(0, 201, 2))
+    atoms = read(name)
+    atoms.positions = found.positions[-1]
+    potential = LennardJones(**ARGON)
+    system = from_ase(atoms, potential.cutoff, dtype="float64")
+    velocities = found.velocities[-1] / units.fs
+    exact = heat_flux(potential.apply)({}, system, velocities, atoms.get_masses())[0] * units.fs
+    assert_allclose(flux.value[-1], exact, rtol=1e-8, atol=1e-12)
+    capsys.readouterr()
+    kind = ["--kind", "conductivity", "--upto", "40", "--blocks", "2", "--json", "c.json"]
+    assert main(["spectra", "argon_md.h5", *kind]) == 0
+    with open("c.json") as file:
+        told = json.load(file)
+    own = spectra.thermal_conductivity(
+        flux.value / units.fs,
+        dt=4.0,
+        temperature=told["temperature_K"],
+        volume=atoms.get_volume(),
+        upto=40.0,
+        n_blocks=2,
+    )
+    assert_allclose(told["thermal_conductivity_W_per_m_K"], own.value, rtol=1e-9)
+
+
+@pytest.mark.slow
 def test_velocities_of_the_file_are_kept(springs):
     atoms = read("water.xyz")
-    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (3, 3)))
+    velocities = np.random.default_rng(0).normal(0, 0.02, (3, 3))
+    atoms.set_velocities(velocities - atoms.get_masses() @ velocities / atoms.get_masses().sum())
     write("moving.xyz", atoms)
     more = ["--ensemble", "nve", "--model", springs, *SHORT]
     assert main(["md", "moving.xyz", *more]) == 0

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from crystals import argon, save_argon, system_of  # noqa: F401
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
+from jaxmlip.cli.crystal import qha as command
 from jaxmlip.cli.crystal.qha import qha
+from jaxmlip.derivatives.elastic import elastic_constants, full_tensor, voigt_matrix
 from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.phonons.phonopy import q_mesh
+from jaxmlip.md.cell import relax_cell
+from jaxmlip.md.relax import relax
+from jaxmlip.system import strain
+from jaxmlip.vibrations.crystals.axial_expansion import axial_expansion, expansion_tensor
 from jaxmlip.vibrations.crystals.equation_of_state import (
     BIRCH_MURNAGHAN,
     VINET,
@@ -23,7 +31,11 @@ from jaxmlip.vibrations.crystals.equation_of_state import (
     values,
     volume_at,
 )
-from jaxmlip.vibrations.crystals.quasiharmonic import expansion_from_gruneisen, quasiharmonic
+from jaxmlip.vibrations.crystals.quasiharmonic import (
+    expansion_from_gruneisen,
+    oscillator_capacity,
+    quasiharmonic,
+)
 from jaxmlip.vibrations.crystals.volumes import harmonic_volumes, scaled, volume_gruneisen
 
 DATA = Path(__file__).parents[2] / "shared/data/vibrations/phonopy_examples"
@@ -216,6 +228,67 @@ def test_argon_expands_as_its_gruneisen_parameters_say(argon_volumes):
     assert 2 < np.nanmean(parameters) < 4  # 2.7 for argon by experiment
 
 
+def test_a_cubic_tensor_is_a_third_of_the_volume_along_each_axis():
+    rng, t = np.random.default_rng(0), [10.0, 300.0]
+    frequencies, gamma = rng.uniform(1, 6, (2, 4)), rng.normal(2, 1, (2, 4))
+    constants = np.zeros((3, 3, 3, 3))
+    for i, j in np.ndindex(3, 3):
+        constants[i, i, j, j] += 0.4
+        constants[i, j, i, j] += 0.2 + 0.3 * (i == j)
+        constants[i, j, j, i] += 0.2
+    options = {"volume": 40.0, "weights": [1, 3]}
+    found = expansion_tensor(
+        t, frequencies, gamma[..., None, None] * np.eye(3), constants=constants, **options
+    )
+    bulk_modulus = np.einsum("iijj", constants) / 9
+    volume = expansion_from_gruneisen(t, frequencies, gamma, bulk_modulus=bulk_modulus, **options)
+    assert_allclose(found, volume[:, None, None] / 3 * np.eye(3), atol=1e-15)
+
+
+def test_an_expansion_gives_the_push_of_the_modes_back_through_all_constants():
+    """C : alpha V = sum of gamma c, over all 81 components of a triclinic crystal."""
+    rng, t = np.random.default_rng(1), [40.0, 300.0]
+    frequencies, gamma = rng.uniform(1, 6, (2, 4)), rng.normal(1, 1, (2, 4, 3, 3))
+    gamma += gamma.swapaxes(2, 3)
+    rough = rng.normal(size=(6, 6))
+    constants = full_tensor(rough @ rough.T + np.eye(6))
+    found = expansion_tensor(t, frequencies, gamma, [1, 3], constants=constants, volume=40.0)
+    heat = np.array([oscillator_capacity(frequencies, x) for x in t])
+    push = np.einsum("tqm,qmij,q->tij", heat, gamma, [0.25, 0.75])
+    assert_allclose(40 * np.einsum("ijkl,tkl->tij", constants, found), push, atol=1e-12)
+    assert_allclose(found, found.swapaxes(1, 2), atol=1e-15)
+
+
+@pytest.mark.slow
+def test_a_hexagonal_crystal_expands_along_each_axis_as_its_free_energy_asks():
+    """d(dF/de)/dT over strained cells, their atoms relaxed, and elastic constants."""
+    start = bulk("Ar", "hcp", a=3.72, c=6.08)
+    start.set_masses([40.0, 40.0])
+    system, info = relax_cell(MODEL, {}, from_ase(start, 9.2), fmax=1e-9, stress=1e-10)
+    assert info.converged
+    atoms, t, h = start.copy(), np.array([30.0]), 2e-3
+    atoms.set_cell(system.cell[0])
+    atoms.positions = np.asarray(system.positions)
+    still = system_of(atoms, MODEL)
+    found = axial_expansion(MODEL.apply, {}, still, atoms, mesh=(3, 3, 2), temperatures=t)[0]
+    push = np.zeros((3, 3))
+    for along, count in ((np.diag([1.0, 1, 0]), 2), (np.diag([0.0, 0, 1]), 1)):
+        cells = [strain(still, h * sign * along[None]) for sign in (1, -1)]
+        free = lambda s: from_ase(
+            Atoms("Ar2", s.positions, cell=s.cell[0], pbc=True), MODEL.cutoff + 0.5
+        )
+        cells = [relax(MODEL, {}, free(s), fmax=1e-9)[0] for s in cells]
+        cells = [system_of_cell(s) for s in cells]
+        two = harmonic_volumes(MODEL.apply, {}, cells, atoms, mesh=(3, 3, 2), temperatures=t)
+        push += along / count * (two.entropies[0, 0] - two.entropies[1, 0]) / (2 * h)
+    constants = elastic_constants(MODEL.apply)({}, still)
+    c, v = np.asarray(voigt_matrix(constants.relaxed)), float(constants.volume)
+    expected = np.linalg.solve(c[:3, :3], np.diag(push) / v)
+    assert_allclose(np.diag(found), expected, rtol=2e-3)  # h² of third derivatives of F
+    assert_allclose(found - np.diag(np.diag(found)), 0, atol=1e-10)
+    assert abs(found[2, 2] / found[0, 0] - 1) > 1e-3  # not cubic
+
+
 def test_argon_holds_its_volume_at_zero_kelvin_by_zero_point_motion(argon_volumes):
     found = quasiharmonic(
         argon_volumes.volumes,
@@ -238,10 +311,28 @@ def test_the_command_line_gives_expansions(folder, capsys):  # noqa: F811
     model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
     bulk("Ar", "fcc", a=5.3, cubic=True).write("ar.xyz")
     options = {"mesh": (3, 3, 3), "temperatures": (0.0, 40.0, 5.0), "span": (0.97, 1.12)}
-    qha("ar.xyz", model=model, json="-", volumes=6, **options)
+    qha("ar.xyz", model=model, json="-", volumes=6, axes=True, **options)
     found = json.loads(capsys.readouterr().out)
     assert found["n_atoms_of_cell"] == 1 and len(found["temperatures_K"]) == 9
     assert 1e-4 < found["thermal_expansion_per_K"][4] < 1e-3
     assert 1 < found["bulk_modulus_GPa"][0] < found["static_bulk_modulus_GPa"] < 4
+    tensor = np.array(found["expansion_tensor_of_static_minimum_per_K"])
+    assert_allclose(tensor, tensor[:, :1, :1] * np.eye(3), atol=1e-9)
+    # at the static minimum argon is stiffer than where zero-point motion has brought it
+    assert 0.3 < 3 * tensor[4, 0, 0] / found["thermal_expansion_per_K"][4] < 1
     with pytest.raises(UsageError, match="--span"):
         qha("ar.xyz", model=model, json="-", span=(1.01, 1.1))
+
+
+@pytest.mark.slow
+def test_volumes_are_told_though_the_axes_fail(folder, capsys, monkeypatch):  # noqa: F811
+    def failing(*_):
+        raise NumericalError("imaginary")
+
+    model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
+    bulk("Ar", "fcc", a=5.3).write("ar.xyz")
+    monkeypatch.setattr(command, "_axes", failing)
+    with pytest.raises(NumericalError, match="imaginary"):
+        options = {"mesh": (2, 2, 2), "temperatures": (0.0, 20.0, 5.0), "span": (0.97, 1.12)}
+        qha("ar.xyz", model=model, json="-", volumes=5, axes=True, **options)
+    assert json.loads(capsys.readouterr().out)["static_volume_A3"] > 30

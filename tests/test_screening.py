@@ -372,6 +372,18 @@ def test_few_wavevectors_of_a_cell_are_as_good_as_a_supercell():
     assert_allclose(thermo.n_left_out, 3 / 4)  # the translations of Γ, a quarter of the weight
 
 
+def test_a_cell_of_one_atom_has_no_modes_at_gamma_and_says_what_to_do():
+    potential, params, atoms, _ = springs()
+    one, masses = from_ase(atoms[:1], potential.cutoff), atoms.get_masses()[:1]
+    for spectrum in (
+        cv.gamma_spectrum(potential.apply),
+        cv.lanczos_spectrum(potential.apply),
+        cv.bloch_spectrum(dynamical_matrix(potential.apply), [[0, 0, 0]]),
+    ):
+        with pytest.raises(DataError, match="(?s)one atom.*qpoints"):
+            spectrum(params, one, masses)
+
+
 def test_lanczos_gives_the_heat_capacity_of_the_hessian_within_its_error_bar():
     potential, params, atoms, _ = springs()
     large = atoms * (3, 3, 3)

@@ -338,6 +338,15 @@ def test_a_command_that_finds_no_saddle_is_4_and_writes_what_it_has(argon, capsy
     assert len(read("guess_ts.xyz")) == 4
 
 
+def test_a_path_that_fails_does_not_lose_the_saddle(argon, capsys):
+    """The energy rises on a first step that is far too long."""
+    assert main(["ts", *argon, "--irc", "--step", "40", "--json", "-"]) == 4
+    said = capsys.readouterr()
+    assert "rises" in said.err
+    found = json.loads(said.out)
+    assert found["converged"] and "irc_energies_eV" not in found
+
+
 def test_modes_of_chosen_atoms_hold_the_others(argon, capsys):
     command = ["modes", *argon, "--no-relax", "--json", "-", "--ignore-imaginary-below", "500"]
     assert main([*command, "--atoms", "1-3"]) == 0

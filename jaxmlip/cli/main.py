@@ -31,7 +31,7 @@ from jaxmlip.cli import (
     train,
     ts,
 )
-from jaxmlip.cli.crystal import elastic, phonons, qha, screen
+from jaxmlip.cli.crystal import conductivity, elastic, phonons, qha, screen
 from jaxmlip.errors import JaxmlipError
 
 NOT_WRITABLE = (
@@ -53,7 +53,21 @@ app = typer.Typer(
     epilog="--debug, anywhere on the line, shows where an error came from.",
 )
 COMMANDS = (
-    *(ir, raman, spectra, modes, ts, phonons, elastic, qha, screen, singlepoint, relax, md),
+    *(
+        ir,
+        raman,
+        spectra,
+        modes,
+        ts,
+        phonons,
+        elastic,
+        qha,
+        conductivity,
+        screen,
+        singlepoint,
+        relax,
+        md,
+    ),
     *(serve, check_data, train, evaluate, check_model, doctor, demo),
 )
 for room in COMMANDS:

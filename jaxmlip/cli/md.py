@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
-from jaxmlip.cli.dynamics.ensembles import HELP, RECIPES, Ensemble
+from jaxmlip.cli.dynamics.ensembles import HELP, Ensemble
 from jaxmlip.cli.options import Dtype, Method
-from jaxmlip.cli.output import note, plan, table, task, write, write_extxyz, write_text
+from jaxmlip.cli.output import plan
 from jaxmlip.errors import Interrupted, NumericalError, UsageError
 
 
@@ -61,6 +61,10 @@ def md(
     bulk_modulus: Annotated[
         float, dynamics("About that of the crystal or liquid, GPa: scales --barostat-time.")
     ] = 2.2,
+    beads: Annotated[int, dynamics("Of a ring, for pimd, trpmd and rpmd.", min=2)] = 32,
+    settle: Annotated[
+        int, beginning("Steps of pimd before those of trpmd and rpmd, not recorded.", min=1)
+    ] = 1000,
     seed: Annotated[int, beginning("Of velocities and noise.")] = 0,
     replicas: Annotated[
         int, beginning("Copies with other velocities and noise, in one program.", min=1)
@@ -80,6 +84,13 @@ def md(
         files(
             "Steps between currents (e Å/fs) and, if the model has them, polarisabilities, for "
             "spectra; 0 for none. They go to H5MD.",
+            min=0,
+        ),
+    ] = 0,
+    heat_flux_every: Annotated[
+        int,
+        files(
+            "Steps between heat fluxes (eV Å/fs), for thermal conductivity; 0 for none. To H5MD.",
             min=0,
         ),
     ] = 0,
@@ -122,11 +133,12 @@ def md(
     75; the same command with --resume goes on, to the bit on a CPU. So it does after a crash.
     Status 4 if the run blows up; the last good structure is then in NAME_md_last_good.xyz.
     """
-    o = dict(locals())
+    given = dict(locals())
     from jaxmlip.cli import session
-    from jaxmlip.cli.dynamics import ensembles, job, start
+    from jaxmlip.cli.dynamics import ending, ensembles, job, start
 
-    source = _source(file, struct)
+    o, source = ensembles.with_beads(given), _source(file, struct)
+    replicas = o["replicas"]
     start.check_numbers(o)
     output = plan(source, _names(o), out=out, json_file=json, overwrite=overwrite or resume)
     session.start(x64=True)
@@ -134,6 +146,7 @@ def md(
     atoms = session.read(source, opened, output, frame=frame)
     start.check_structure(atoms, o, source)
     ensembles.check_cell(ensemble, atoms, source)
+    start.check_heat_flux(opened, atoms, o, source)
     for text in start.warnings_of(atoms, o):
         output.warn(text)
     opened = session.bound(opened, atoms)
@@ -142,7 +155,7 @@ def md(
     session.announce("md", opened, len(atoms) * replicas)
     run, motion, work = job.prepared(atoms, opened, o, output, settings, source)
     outcome = _run(run, motion, work, atoms, o, output)
-    _finish(outcome, atoms, opened, o, output, work, source)
+    ending.finish(outcome, atoms, opened, o, output, work, source)
 
 
 def _source(file, struct) -> str:
@@ -159,15 +172,16 @@ def _names(o) -> list[str]:
     """Suffixes of the files that are written."""
     from jaxmlip.cli.dynamics.job import tags
 
-    names = [f"md{t}{end}" for end in ("_stats.csv", "_final.xyz") for t in tags(o)]
+    names = [f"md{t}_stats.csv" for t in ([""] if o["beads"] > 1 else tags(o))]
+    names += [f"md{t}_final.xyz" for t in tags(o)]
     if o["traj_every"] and o["format"] != Format.h5md:
         names += [f"md{t}.xyz" for t in tags(o)]
     if o["format"] != Format.extxyz:
         names += [f"md{t}.h5" for t in tags(o)]
-    elif o["response_every"]:
-        raise UsageError(
-            "--response-every writes to H5MD", where="--response-every", fix="--format h5md or both"
-        )
+    for option in ("response", "heat-flux") if o["format"] == Format.extxyz else ():
+        if o[option.replace("-", "_") + "_every"]:
+            option = f"--{option}-every"
+            raise UsageError(f"{option} writes to H5MD", where=option, fix="--format h5md or both")
     names += ["md_rdf.csv"] if o["rdf"] else []
     return names + (["md.png"] if o["plot"] else [])
 
@@ -182,6 +196,8 @@ def _settings(o, atoms, opened) -> dict:
         "new_velocities block dtype"
     ).split()
     plain = {n: str(o[n]) if isinstance(o[n], StrEnum) else o[n] for n in names}
+    younger = {"heat_flux_every": 0, "beads": 1, "settle": 1000}  # than some restarts
+    plain |= {n: o[n] for n, usual in younger.items() if o[n] != usual}
     return plain | {"structure": fingerprint(atoms), "model_sha256": opened.card["sha256"]}
 
 
@@ -209,12 +225,16 @@ def _minimized(atoms, opened, o, output):
 
 def _run(run, motion, work, atoms, o, output):
     """The run, watched; what stops it is told with what to do next."""
+    from jaxmlip.cli.dynamics import ending, rings
     from jaxmlip.cli.dynamics.screen import watch
     from jaxmlip.md.simulate import simulate
     from jaxmlip.restart import saved_states
 
-    _check_folder(work, o, saved_states(work.restarts), output)
+    states = saved_states(work.restarts)
+    ending.check_folder(work, o, states, output)
     output.paths["md_restart"] = work.restarts
+    if not states or not o["resume"]:
+        run, motion = _settled(run, motion, o)
     try:
         with watch() as report:
             return simulate(
@@ -222,95 +242,23 @@ def _run(run, motion, work, atoms, o, output):
                 motion,
                 work,
                 resume=o["resume"],
-                report=report,
+                report=lambda progress: report(rings.shown(progress, o["beads"])),
                 warn=lambda error: output.warn(str(error)),
             )
     except Interrupted as error:
         command = shlex.join(["jaxmlip", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
         raise Interrupted(error.what, where=error.where, fix=f"go on with: {command}") from None
     except NumericalError as error:
-        path = _save_last_good(work, atoms, output)
+        path = ending.save_last_good(work, atoms, o)
         fix = error.fix + (f"; the last good structure is {path}" if path else "")
         raise NumericalError(error.what, where=error.where, code=error.code, fix=fix) from error
 
 
-def _check_folder(work, o, states, output):
-    if states and not (o["resume"] or o["overwrite"]):
-        raise UsageError(
-            "there is a run in this folder already",
-            where=str(work.restarts),
-            code="JM104",
-            fix="--resume to go on, --overwrite to begin anew, or another --out",
-        )
-    strangers = [] if work.restarts.exists() else [p for p in output.paths.values() if p.exists()]
-    if strangers and not o["overwrite"]:
-        raise UsageError(
-            "this file is there, without a restart point to go on from",
-            where=str(strangers[0]),
-            code="JM104",
-            fix="--overwrite to begin anew, or another --out",
-        )
-    if o["resume"]:
-        note("resuming" if states else "nothing to resume: beginning")
+def _settled(run, motion, o):
+    """(run, motion) as rings begin that have no bath of their own, or as they are."""
+    from jaxmlip.cli.dynamics import ensembles, rings
 
-
-def _save_last_good(work, atoms, output):
-    from jaxmlip.cli.dynamics import job
-    from jaxmlip.md.simulate import last_good
-
-    found = last_good(work)
-    if found is None:
-        return None
-    path = work.restarts.with_name(work.restarts.name.replace("_restart", "_last_good.xyz"))
-    write_extxyz(path, job.structures(found, atoms, len(work.files)))
-    return path
-
-
-# --- at the end ----------------------------------------------------------------------------------
-
-
-def _finish(outcome, atoms, opened, o, output, work, source):
-    from jaxmlip.cli import analysis, session
-    from jaxmlip.cli.dynamics import job, summary
-    from jaxmlip.md.files import read_table
-
-    for one, final in zip(
-        work.files, job.structures(outcome.motion, atoms, o["replicas"]), strict=True
-    ):
-        name = one.table.name.removesuffix("stats.csv") + "final.xyz"
-        write_extxyz(one.table.with_name(name), final)
-    tables = [read_table(one.table) for one in work.files]
-    found = summary.summarize(tables, len(atoms))
-    title = f"{atoms.get_chemical_formula()}, {o['ensemble']}"
-    if o["plot"]:
-        bath = o["temp"] if RECIPES[o["ensemble"]].bath else None
-        with task("plotting"):
-            write(
-                output.paths["md.png"],
-                lambda p: summary.draw(p, tables, len(atoms), title=title, temperature=bath),
-            )
-    if o["rdf"]:
-        text = summary.pair_distributions(
-            outcome.sums, atoms.numbers, o["replicas"], opened.potential.cutoff
-        )
-        write_text(output.paths["md_rdf.csv"], text)
-    output.console.print(table({"dynamics": "left", "": "right"}, summary.rows(found), title=title))
-    output.finish(
-        {
-            "command": "md",
-            "structure": source,
-            "formula": atoms.get_chemical_formula(),
-            **opened.summary,
-            **session.versions(),
-            **analysis.geometry(job.structures(outcome.motion, atoms, 1)[0]),
-            "ensemble": str(o["ensemble"]),
-            "timestep_fs": o["timestep"],
-            "target_temperature_K": o["temp"],
-            "target_pressure_GPa": o["pressure"] if RECIPES[o["ensemble"]].cell else None,
-            "n_steps": int(outcome.motion.step),
-            "replicas": o["replicas"],
-            "seed": o["seed"],
-            **found,
-            "seconds": outcome.seconds,
-        }
-    )
+    if not ensembles.RECIPES[o["ensemble"]].settles:
+        return run, motion
+    bath = ensembles.integrator_of(Ensemble.pimd, o)
+    return rings.settled(run, motion, bath, steps=o["settle"], n_beads=o["beads"])

@@ -32,7 +32,7 @@ def relax(
         bool,
         typer.Option(
             "--symmetry/--no-symmetry",
-            help="With --cell: keep the space group of the start exactly.",
+            help="Crystals: keep the space group of the start exactly.",
         ),
     ] = False,
     fmax: options.Fmax = 1e-4,
@@ -48,13 +48,12 @@ def relax(
     from jaxmlip.cli import analysis, selection, session
     from jaxmlip.cli.crystal import crystals
     from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.md import fixed_cell
 
     output = plan(file, ["relaxed.xyz"], out=out, json_file=json, overwrite=overwrite)
     session.positive(fmax=fmax, stress=stress)
-    if not cell and (pressure is not None or symmetry):
-        raise UsageError(
-            "--pressure and --symmetry are for relaxations of the cell", where="relax", fix="--cell"
-        )
+    if not cell and pressure is not None:
+        raise UsageError("--pressure is for relaxations of the cell", where="relax", fix="--cell")
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
@@ -63,10 +62,14 @@ def relax(
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("relax", opened, len(atoms))
     how = {"fmax": fmax, "steps": steps, "method": method, "fixed": fixed}
+    if symmetry:
+        _check_crystal(atoms, file)
+        how |= {"symmetry": crystals.operations_of(atoms, 1e-3)}
     if cell:
         how |= {"pressure": (pressure or 0.0) * units.GPa, "stress": stress}
-        how |= {"symmetry": crystals.operations_of(atoms, 1e-3) if symmetry else None}
         system, info = crystals.relaxed_cell(system, opened, **how)
+    elif symmetry:
+        system, info = crystals.relaxed_cell(system, opened, free=fixed_cell, **how)
     else:
         system, info = analysis.relaxed(system, opened, **how)
     atoms = _moved(atoms, system, opened)
@@ -105,6 +108,15 @@ def relax(
             where=file,
             code="JM304",
             fix="more --steps, a larger --fmax, or --method fire",
+        )
+
+
+def _check_crystal(atoms, file):
+    if not atoms.pbc.all():
+        raise UsageError(
+            f"a space group needs three periodic axes; this structure has {int(atoms.pbc.sum())}",
+            where=file,
+            fix="no --symmetry: forces keep the symmetry of the start to rounding",
         )
 
 

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     vdos = "vdos"
     diffusion = "diffusion"
     viscosity = "viscosity"
+    conductivity = "conductivity"
 
 
 class Window(StrEnum):
@@ -90,7 +91,7 @@ def spectra(
     ] = None,
     laser: Annotated[float, typer.Option(help="Wavelength of the laser, nm.")] = 532.0,
     upto: Annotated[
-        float, typer.Option(metavar="FS", help="viscosity: longest lag of the correlation.")
+        float, typer.Option(metavar="FS", help="viscosity, conductivity: longest lag.")
     ] = 5000.0,
     between: Annotated[
         str, typer.Option(metavar='"FS FS"', help="diffusion: lags of the straight line.")
@@ -106,7 +107,8 @@ def spectra(
 
     ir: km/mol per cm⁻¹ of an open structure from its dipole, n(ω)α(ω) in 1/cm of a periodic one
     from its current. raman: Å⁴/amu per cm⁻¹ and cross-sections. vdos: states per cm⁻¹, by
-    element. diffusion: cm²/s, by element. viscosity: mPa s. Writes NAME_spectra.png and .json.
+    element. diffusion: cm²/s, by element. viscosity: mPa s. conductivity: W/(m K).
+    Writes NAME_spectra.png and .json.
     """
     from jaxmlip.cli import session
     from jaxmlip.cli.compare import read_curve
@@ -159,7 +161,8 @@ def _lags(text):
 
 def _finish(found, source, how, model, output: Output, *, compare):
     from jaxmlip.cli import session
-    from jaxmlip.cli.series import kinds, plot
+    from jaxmlip.cli.series import plot
+    from jaxmlip.cli.series.coefficients import without_images
     from jaxmlip.cli.series.results import Curve
 
     curves = [f for f in found if isinstance(f, Curve)]
@@ -178,7 +181,7 @@ def _finish(found, source, how, model, output: Output, *, compare):
     }
     for result in found:
         results |= result.json()
-    results |= kinds.without_images(found, source, how)
+    results |= without_images(found, source, how)
     write(
         output.paths["spectra.png"],
         lambda partial: plot.draw(

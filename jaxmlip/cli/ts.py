@@ -52,7 +52,6 @@ def ts(
     from jaxmlip.cli import analysis, selection, session
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.vibrations.reactions import transition_state as search
-    from jaxmlip.vibrations.reactions.reaction_path import reaction_path
 
     files = ["ts.xyz", *(["irc.xyz"] if irc else [])]
     output = plan(file, files, out=out, json_file=json, overwrite=overwrite)
@@ -84,27 +83,19 @@ def ts(
     output.console.print(_table(atoms, found))
     write_extxyz(output.paths["ts.xyz"], analysis.with_results(atoms, energy=found.energy))
     results = _results(found, file, opened, atoms) | session.versions()
+    failed = None
     if irc and found.converged:
-        with task("reaction path") as tell:
-            path = reaction_path(
-                opened.potential,
-                opened.params,
-                system,
-                mode=found.mode,
-                step=step,
-                steps=points,
-                report=lambda side, n, energy: tell(f"side {side:+d}, {n} points, {energy:.4f} eV"),
-                **common,
-            )
-        output.console.print(_path_table(path))
-        write_extxyz(output.paths["irc.xyz"], _frames(atoms, path))
-        results |= _path_results(path)
-        for end in path.ends:
-            if not end.converged:
-                output.warn(f"an end of the path is no minimum: {end.reason}")
+        try:
+            path = _path(opened, system, found, step=step, steps=points, **common)
+        except NumericalError as error:  # the transition state is worth having all the same
+            failed = error
+        else:
+            results |= _told(path, atoms, output)
     elif irc:
         note("no reaction path: there is no transition state to start from")
     output.finish(results)
+    if failed is not None:
+        raise failed
     if not found.converged:
         raise NumericalError(
             f"no transition state: {found.reason}",
@@ -113,6 +104,31 @@ def ts(
             fix="a guess nearer to it, more --steps, or --follow another mode (`jaxmlip modes "
             "--no-relax` shows those of the guess)",
         )
+
+
+def _path(model, system, found, **how):
+    from jaxmlip.vibrations.reactions.reaction_path import reaction_path
+
+    news = "side {:+d}, {} points, {:.4f} eV".format
+    with task("reaction path") as tell:
+        return reaction_path(
+            model.potential,
+            model.params,
+            system,
+            mode=found.mode,
+            report=lambda *side: tell(news(*side)),
+            **how,
+        )
+
+
+def _told(path, atoms, output) -> dict:
+    """Table, frames and warnings of a path; it as JSON."""
+    output.console.print(_path_table(path))
+    write_extxyz(output.paths["irc.xyz"], _frames(atoms, path))
+    for end in path.ends:
+        if not end.converged:
+            output.warn(f"an end of the path is no minimum: {end.reason}")
+    return _path_results(path)
 
 
 def _placed(atoms, positions):

@@ -70,7 +70,7 @@ def from_model(
         )
         done["relax_steps"] = info.n_steps
     system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
-    done |= _state(system, model, output)
+    done |= state(system, model, output)
     session.announce("phonons", model, len(atoms))
     polar, extra = _polar(born, atoms)
     D = model_matrices(model.potential.apply, model.params, system, group=symmetry(atoms))
@@ -122,8 +122,8 @@ def _relaxed(atoms, model, *, fixed_cell, limits, method, symprec):
     return atoms, info
 
 
-def _state(system, model, output):
-    """Energy, forces and stress of the crystal as it is."""
+def state(system, model, output, *, where="phonons") -> dict:
+    """Energy, forces and stress of the crystal as it is, for the JSON; warns of large forces."""
     import jax
 
     from jaxmlip.derivatives import predict
@@ -131,7 +131,7 @@ def _state(system, model, output):
     out = jax.device_get(jax.jit(predict(model.potential.apply))(model.params, system))
     energy, forces = float(out["energy"][0]), np.asarray(out["forces"], np.float64)
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        raise NumericalError("the energy or a force is not finite", where="phonons", code="JM303")
+        raise NumericalError("the energy or a force is not finite", where=where, code="JM303")
     fmax = float(np.linalg.norm(forces, axis=1).max())
     if fmax > STEEP:
         output.warn(f"forces of up to {fmax:.3g} eV/Å: phonons away from a minimum mean little")
@@ -175,14 +175,7 @@ def _own_polar(system, model, atoms, D, output):
         return nothing
     from jaxmlip.interfaces.phonons.phonopy_files import Polar
 
-    charges, eps = _own_response(system, model)
-    if not (np.isfinite(charges).all() and np.isfinite(eps).all() and np.trace(eps) > 0):
-        raise NumericalError(
-            "a Born charge or the dielectric tensor of the model is not finite",
-            where="phonons",
-            code="JM303",
-            fix="--no-nac leaves the non-analytic term out",
-        )
+    charges, eps = own_response(system, model)
     lattice, empty = _empty(atoms)
     polar = Polar(born_charges=charges, dielectric=eps)
     told = {
@@ -197,7 +190,8 @@ def _own_polar(system, model, atoms, D, output):
     return polar, extra, told | {"nonanalytic": "model"}
 
 
-def _own_response(system, model):
+def own_response(system, model, *, where="phonons"):
+    """(Born charges [n, 3, 3] e, eps_inf [3, 3]) of the model; `NumericalError` if not finite."""
     import jax
 
     from jaxmlip import derivatives
@@ -210,7 +204,15 @@ def _own_response(system, model):
         else:
             both = jax.jit(lambda params, system: (born(params, system), eps(params, system)))
             charges, tensor = both(model.params, system)
-    return np.asarray(charges, np.float64), np.asarray(tensor[0], np.float64)
+    charges, eps = np.asarray(charges, np.float64), np.asarray(tensor[0], np.float64)
+    if not (np.isfinite(charges).all() and np.isfinite(eps).all() and np.trace(eps) > 0):
+        raise NumericalError(
+            "a Born charge or the dielectric tensor of the model is not finite",
+            where=where,
+            code="JM303",
+            fix="--no-nac leaves the non-analytic term out",
+        )
+    return charges, eps
 
 
 def _has_jump(D, dipoles) -> bool:

@@ -10,7 +10,7 @@ from jaxmlip import units
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, task
-from jaxmlip.errors import NumericalError, UsageError
+from jaxmlip.errors import JaxmlipError, NumericalError, UsageError
 
 
 class Equation(StrEnum):
@@ -40,6 +40,12 @@ def qha(
     equation: Annotated[
         Equation, typer.Option(help="Equation of state at every temperature.")
     ] = Equation.vinet,
+    axes: Annotated[
+        bool,
+        typer.Option(
+            "--axes", help="The expansion of each axis, too: from mode Grüneisen tensors."
+        ),
+    ] = False,
     primitive: options.Primitive = True,
     symprec: options.Symprec = 1e-3,
     fmax: options.Fmax = 1e-5,
@@ -69,30 +75,42 @@ def qha(
     atoms = crystal_of(
         atoms, "thermal expansions", file, output, primitive=primitive, symprec=symprec
     )
-    opened = session.bound(opened, atoms, *_extremes(atoms, span))
+    opened = session.bound(opened, atoms)
     session.announce("qha", opened, len(atoms))
+    if session.predicts(opened.card, "polarizability") and not opened.card.get("electrostatics"):
+        output.warn(
+            "free energies are without the splitting of LO and TO that `jaxmlip phonons` adds from "
+            "the model's own Born charges"
+        )
     how = {"fmax": fmax, "stress": stress, "steps": steps, "method": method}
     how |= {"symmetry": crystals.operations_of(atoms, symprec)}
-    cells = _cells(atoms, opened, span, volumes, how)
+    cells, still, opened = _cells(atoms, opened, span, volumes, how)
     found = _harmonic(cells, crystals.to_atoms(atoms, cells[len(cells) // 2]), opened, mesh, grid)
     result = _quasiharmonic(found, pressure * units.GPa, equation)
     if result.outside.any():
         first = result.temperatures[result.outside][0]
         output.warn(f"from {first:g} K on the volume is outside of those computed: widen --span")
     _show(result, atoms, output)
-    output.finish(
-        {
-            "command": "qha",
-            "structure": file,
-            "formula": atoms.get_chemical_formula(),
-            "n_atoms_of_cell": len(atoms),
-            **opened.summary,
-            **session.versions(),
-            "mesh": mesh,
-            "equation_of_state": equation.value,
-            **_json(found, result),
-        }
-    )
+    results = {
+        "command": "qha",
+        "structure": file,
+        "formula": atoms.get_chemical_formula(),
+        "n_atoms_of_cell": len(atoms),
+        **opened.summary,
+        **session.versions(),
+        "mesh": mesh,
+        "equation_of_state": equation.value,
+        **_json(found, result),
+    }
+    failed = None
+    if axes:
+        try:
+            results |= _axes(still, atoms, opened, mesh, grid)
+        except JaxmlipError as error:  # that of the volume is worth having all the same
+            failed = error
+    output.finish(results)
+    if failed is not None:
+        raise failed
 
 
 def _extremes(atoms, span):
@@ -104,23 +122,25 @@ def _extremes(atoms, span):
 
 
 def _cells(atoms, model, span, count, how):
-    """The crystal relaxed at equally spaced volumes."""
+    """(crystals relaxed at equally spaced volumes, at the minimum; the model planned for all)."""
     import numpy as np
 
+    from jaxmlip.cli import session
     from jaxmlip.cli.crystal import crystals
     from jaxmlip.md import fixed_volume
     from jaxmlip.vibrations.crystals.volumes import scaled
 
     system, info = crystals.relaxed_cell(crystals.to_system(atoms, model), model, **how)
     crystals.check_converged(info)
-    cells, at = [], 1.0
+    model = session.bound(model, *_extremes(crystals.to_atoms(atoms, system), span))
+    cells, at, still = [], 1.0, system
     for factor in np.linspace(*span, count):  # from the smallest, whose edges fit all others
         moved = scaled(system, factor / at)
         system, info = crystals.relaxed_cell(moved, model, free=fixed_volume, **how)
         crystals.check_converged(info)
         cells.append(system)
         at = factor
-    return cells
+    return cells, still, model
 
 
 def _harmonic(cells, atoms, model, mesh, temperatures):
@@ -134,6 +154,24 @@ def _harmonic(cells, atoms, model, mesh, temperatures):
     for frequencies in found.frequencies_THz:
         raise_if_imaginary(frequencies, found.mesh.q)
     return found
+
+
+def _axes(still, atoms, model, mesh, temperatures) -> dict:
+    """The expansion tensor at the static minimum, without its zero-point expansion."""
+    from jaxmlip.cli.crystal import crystals
+    from jaxmlip.vibrations.crystals.axial_expansion import axial_expansion
+
+    atoms = crystals.to_atoms(atoms, still)
+    with task("mode Grüneisen tensors"):
+        found = axial_expansion(
+            model.potential.apply,
+            model.params,
+            still,
+            atoms,
+            mesh=mesh,
+            temperatures=temperatures,
+        )
+    return {"expansion_tensor_of_static_minimum_per_K": found}
 
 
 def _quasiharmonic(found, pressure, equation):

@@ -6,6 +6,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype
-from jaxmlip.cli.output import Output, note, table, to_json, write_text
+from jaxmlip.cli.output import note, plan, table, to_json, write_text
 from jaxmlip.errors import DataError, JaxmlipError, UsageError
 
 
@@ -105,6 +106,7 @@ def screen(
         probes=probes,
     )
     files = _files(sources, pattern)
+    output = plan(str(out), [], json_file=json, overwrite=True)  # a run that goes on replaces it
     session.start(x64=True)
     items = work.items(files, model, settings, memory=memory and memory * 1e9, workers=workers)
     with _interruptible(), _progress(len(items)) as report:
@@ -118,7 +120,7 @@ def screen(
             in_flight=workers,
             report=report,
         )
-    _write(outcome, Output(json=json), out, len(items))
+    _write(outcome, output, out, len(items))
 
 
 def begin():
@@ -136,7 +138,7 @@ def parsed_qpoints(text: str | None) -> tuple:
         points = tuple(tuple(map(float, part.split())) for part in text.split(","))
     except ValueError:
         points = ((),)
-    if any(len(p) != 3 for p in points):
+    if any(len(p) != 3 or not all(map(isfinite, p)) for p in points):
         raise UsageError(
             f"'{text}' is not a list of wavevectors",
             where="--qpoints",

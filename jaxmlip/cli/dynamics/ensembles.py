@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from jaxmlip import units
-from jaxmlip.errors import DataError
+from jaxmlip.errors import DataError, UsageError
 
 
 class Ensemble(StrEnum):
@@ -15,6 +15,9 @@ class Ensemble(StrEnum):
     nvt_nh = "nvt-nh"
     npt = "npt"
     npt_flexible = "npt-flexible"
+    pimd = "pimd"
+    trpmd = "trpmd"
+    rpmd = "rpmd"
 
 
 class Recipe(NamedTuple):
@@ -24,6 +27,8 @@ class Recipe(NamedTuple):
     told: str
     bath: bool = True
     cell: bool = False  # whether the cell moves
+    ring: bool = False  # whether nuclei are rings of beads
+    settles: bool = False  # whether rings first settle under the bath of pimd
 
 
 def _nve(o):
@@ -63,6 +68,18 @@ def _npt(o, *, flexible=False):
     )
 
 
+def _ring(o, *, damping, sampled=False):
+    from jaxmlip.md import ring_polymer
+
+    return ring_polymer(
+        dt=o["timestep"],
+        temperature=o["temp"],
+        n_beads=o["beads"],
+        tau=o["thermostat_time"] if sampled else None,
+        damping=damping,
+    )
+
+
 RECIPES = {
     Ensemble.nve: Recipe(_nve, "constant energy: velocity Verlet", bath=False),
     Ensemble.nvt: Recipe(_langevin, "Langevin, BAOAB"),
@@ -72,8 +89,35 @@ RECIPES = {
     Ensemble.npt_flexible: Recipe(
         lambda o: _npt(o, flexible=True), "the same, lengths and angles of the cell free", cell=True
     ),
+    Ensemble.pimd: Recipe(
+        lambda o: _ring(o, damping=1.0, sampled=True),
+        "quantum nuclei, rings of --beads: averages",
+        ring=True,
+    ),
+    Ensemble.trpmd: Recipe(
+        lambda o: _ring(o, damping=0.5), "their dynamics, rings damped", ring=True, settles=True
+    ),
+    Ensemble.rpmd: Recipe(
+        lambda o: _ring(o, damping=0.0),
+        "the same, undamped",
+        bath=False,
+        ring=True,
+        settles=True,
+    ),
 }
 HELP = "; ".join(f"{name}: {recipe.told}" for name, recipe in RECIPES.items())
+
+
+def with_beads(o: dict) -> dict:
+    """The options of a run: beads are replicas, of which nobody else may ask for any."""
+    if not RECIPES[o["ensemble"]].ring:
+        return o | {"beads": 1}
+    for name, there in (("replicas", o["replicas"] > 1), ("remove-rot", o["remove_rot"])):
+        if there:
+            raise UsageError(
+                f"--{name} is not for rings of beads", where=f"--{name}", fix="another --ensemble"
+            )
+    return o | {"replicas": o["beads"], "stress": False}
 
 
 def integrator_of(ensemble: Ensemble, options: dict):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxmlip.cli import selection
-from jaxmlip.cli.dynamics import ensembles, start
+from jaxmlip.cli.dynamics import ensembles, rings, start
 from jaxmlip.cli.output import stem
 from jaxmlip.cli.session import predicts
 from jaxmlip.errors import UsageError
@@ -44,8 +44,9 @@ def prepared(atoms, opened, o, output, settings, source):
         observe=observe,
         keep=keep,
     )
+    run = rings.resting(run, n) if ensembles.RECIPES[o["ensemble"]].settles else run
     run, motion = start.motion_of(run, atoms, o, n)
-    limits = {"hottest": 3 * max(o["temp"], 300.0) + HOTTER, "steepest": TOO_STEEP}
+    limits = {"hottest": o["beads"] * (3 * max(o["temp"], 300.0) + HOTTER), "steepest": TOO_STEEP}
     if o["allow_unstable"]:
         limits = dict.fromkeys(limits, float("inf"))
     if o["max_uncertainty"] is not None:
@@ -75,11 +76,15 @@ def _observed(atoms, system, opened, o):
     from jaxmlip.md import observables
 
     found = [(observables.frame, o["traj_every"])] if o["traj_every"] else []
-    found.append((observables.with_msd, o["stats_every"]))
+    ring = o["beads"] > 1
+    table = rings.observed(o["beads"], o["temp"]) if ring else observables.with_msd
+    found.append((table, o["stats_every"]))
     if o["response_every"]:
         alpha = predicts(opened.card, "polarizability")
         look = observables.responses(opened.potential.apply, alpha=alpha)
         found.append((look, o["response_every"]))
+    if o["heat_flux_every"]:
+        found.append((observables.heat_flow(_unreferenced(opened.card)), o["heat_flux_every"]))
     summed = ()
     if o["rdf"]:
         if not atoms.pbc.all():
@@ -95,6 +100,14 @@ def _observed(atoms, system, opened, o):
     keep = ("dipole",) if dipole else ()
     keep += ("forces_uncertainty",) if opened.card.get("members") else ()
     return functions, every, summed, keep
+
+
+def _unreferenced(card):
+    """apply of the model without reference energies, which would flow with every element."""
+    from jaxmlip.models import checkpoint
+
+    bare = card | {"reference_energies": None, "head_reference_energies": None}
+    return checkpoint.potential_of(bare).apply
 
 
 def _check_ensemble(opened):
@@ -125,7 +138,7 @@ def _files(atoms, fixed, o, output):
     return tuple(
         Files(
             scene=replace(scene, index=i, first=i * len(atoms)),
-            table=output.paths[f"md{t}_stats.csv"],
+            table=output.paths.get(f"md{'' if o['beads'] > 1 and i == 0 else t}_stats.csv"),
             extxyz=output.paths.get(f"md{t}.xyz"),
             h5md=output.paths.get(f"md{t}.h5"),
         )
@@ -133,8 +146,11 @@ def _files(atoms, fixed, o, output):
     )
 
 
-def structures(motion, atoms, replicas):
-    """The atoms of every replica as they are in a motion (or a dict of its arrays)."""
+def structures(motion, atoms, replicas, *, moving=True):
+    """The atoms of every replica as they are in a motion (or a dict of its arrays).
+
+    moving: with velocities. Those of beads are of n_beads times the temperature: nobody's start.
+    """
     get = motion.get if isinstance(motion, dict) else lambda name: getattr(motion, name)
     array = lambda name: np.asarray(get(name), np.float64)
     out = []
@@ -145,7 +161,8 @@ def structures(motion, atoms, replicas):
         copy.set_positions(array("positions")[own], apply_constraint=False)
         if atoms.pbc.all():
             copy.set_cell(array("cell")[i])
-        momenta = array("velocities")[own] * atoms.get_masses()[:, None]
-        copy.set_momenta(momenta, apply_constraint=False)
+        if moving:
+            momenta = array("velocities")[own] * atoms.get_masses()[:, None]
+            copy.set_momenta(momenta, apply_constraint=False)
         out.append(copy)
     return out

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.errors import DataError, UsageError
+from jaxmlip.errors import DataError, ModelError, UsageError
 
 HYDROGEN = 1.5  # fs, longest step that is usual with hydrogen that moves freely
 
@@ -38,7 +38,7 @@ def check_numbers(o: dict) -> None:
             where="--timestep",
             fix="it is in fs: 0.5 with hydrogen, 1 to 2 without",
         )
-    for name in ("stats_every", "traj_every", "response_every"):
+    for name in ("stats_every", "traj_every", "response_every", "heat_flux_every"):
         every, option = o[name], "--" + name.replace("_", "-")
         if every and o["steps"] % every:
             less = o["steps"] // every * every
@@ -57,6 +57,13 @@ def warnings_of(atoms, o: dict):
             f"--timestep {o['timestep']:g} fs with hydrogen, whose bonds vibrate in about 9 fs: "
             "the energy will not be kept; 0.5 fs is usual"
         )
+    if o["heat_flux_every"] and o["ensemble"] == "nvt":
+        yield (
+            f"--friction {o['friction']:g} 1/fs acts on every atom and takes away the heat that "
+            "flows: the conductivity will be too low; nve, nvt-csvr and nvt-nh keep it"
+        )
+    if o["beads"] > 1 and has_velocities(atoms) and not o["new_velocities"]:
+        yield "rings begin with velocities of their own: those of FILE are not used"
     if o["response_every"] and o["ensemble"] == "nvt":
         width = units.hbar * o["friction"] / units.fs / units.invcm
         yield (
@@ -90,14 +97,15 @@ def motion_of(run, atoms, o: dict, n: int):
     from jaxmlip.md import at_rest, thermal_motion
 
     key, kept = jax.random.key(o["seed"]), has_velocities(atoms) and not o["new_velocities"]
+    kept &= o["beads"] == 1
     if kept:
         motion = at_rest(run.system, key)
         velocities = np.tile(atoms.get_velocities(), (n, 1))  # ASE's unit of time is ours
         free = np.asarray(run.bodies.free)[:, None]
         velocities = np.where(free, velocities, 0).astype(motion.positions.dtype)
-        motion = replace(motion, velocities=jax.numpy.asarray(velocities))
+        motion = _at_rest_as_a_whole(run, replace(motion, velocities=jax.numpy.asarray(velocities)))
     else:
-        motion = thermal_motion(run.system, run.bodies, key, temperature=o["temp"])
+        motion = thermal_motion(run.system, run.bodies, key, temperature=o["beads"] * o["temp"])
     if not o["remove_rot"]:
         return run, motion
     if atoms.pbc.any() or atoms.constraints:
@@ -108,6 +116,25 @@ def motion_of(run, atoms, o: dict, n: int):
     return without_rotation(
         run, motion, keeps=o["ensemble"] != "nvt", temperature=None if kept else o["temp"]
     )
+
+
+def _at_rest_as_a_whole(run, motion):
+    """Without the motion of the centre of mass, if it is to have no share in the temperature.
+
+    Langevin runs leave one; a constant of motion from then on, no bath would ever take it away.
+    """
+    from jaxmlip.cli.output import note
+    from jaxmlip.md.motion import temperature_of, without_drift
+
+    if not run.integrator.keeps_momentum:
+        return motion
+    still = without_drift(motion, run.bodies, run.system)
+    hottest = lambda m: float(temperature_of(m, run.bodies, run.system).max())
+    kelvin = hottest(motion), hottest(still)
+    if kelvin[0] - kelvin[1] < 1e-6 * kelvin[0]:
+        return motion
+    note(f"the centre of mass of FILE moves ({kelvin[0] - kelvin[1]:.3g} K): brought to rest")
+    return still
 
 
 def has_velocities(atoms) -> bool:
@@ -159,3 +186,29 @@ def check_structure(atoms, o: dict, where: str) -> None:
     """Raises `DataError` for what cannot move."""
     if len(atoms) == 1 and not atoms.pbc.any():
         raise DataError("a single atom has nothing to move against", where=where, code="JM214")
+
+
+def check_heat_flux(opened, atoms, o: dict, where: str) -> None:
+    """Raises where the energies of atoms do not make the heat flux of the model or structure."""
+    if not o["heat_flux_every"]:
+        return
+    option, card = "--heat-flux-every", opened.card
+    if o["beads"] > 1:
+        raise UsageError("the heat flux is one of classical nuclei", where=option, fix="nve")
+    if not atoms.pbc.all():
+        raise DataError(
+            f"{option} is for conductivities, and this structure is periodic along "
+            f"{int(atoms.pbc.sum())} of 3 axes",
+            where=where,
+            code="JM214",
+            fix="a structure with a cell and pbc along all axes",
+        )
+    terms = [name for name in ("electrostatics", "dispersion") if card.get(name)]
+    if terms or getattr(opened.potential, "plan", None) is not None:
+        raise ModelError(
+            f"model '{opened.name}' has long-range terms ({', '.join(terms) or 'of its own'}), "
+            "whose energy is not a sum over atoms here: its heat flux would lack them",
+            where=option,
+            code="JM508",
+            fix="a model of short range",
+        )

@@ -6,16 +6,16 @@ from functools import partial
 import numpy as np
 
 from jaxmlip.cli import session
-from jaxmlip.cli.series.results import Coefficients, Curve
+from jaxmlip.cli.series.coefficients import conductivity, diffusion, thermal, viscosity
+from jaxmlip.cli.series.results import Curve
 from jaxmlip.cli.series.source import How, Source, about_centre, evaluated
-from jaxmlip.errors import DataError, UsageError
+from jaxmlip.errors import DataError
 from jaxmlip.vibrations import spectra
-from jaxmlip.vibrations.spectra import density, quantum, transport
+from jaxmlip.vibrations.spectra import density
 
 HIGHEST = {1: 4000.0, **dict.fromkeys((5, 6, 7, 8, 9), 2400.0)}  # cm⁻¹ of bonds of an element
 OTHERS = 1000.0
 ALIASED = 0.05  # of the highest value, just below the highest frequency that frames can tell
-PARTS = 5  # of a trajectory, for the errors of coefficients
 
 
 def possible(source: Source) -> tuple[str, ...]:
@@ -46,10 +46,10 @@ def possible(source: Source) -> tuple[str, ...]:
 
 
 def infrared(source: Source, how: How, output) -> list[Curve]:
-    thermal = _thermal(source, how)
+    how_hot = thermal(source, how)
     values, dt, flow = _dipoles_or_currents(source, how, output)
     route = spectra.infrared_from_current if flow else spectra.infrared_from_dipole
-    spectrum = route(values, **_options(source, how, dt), **thermal)
+    spectrum = route(values, **_options(source, how, dt), **how_hot)
     more = {"ir_route": "current" if flow else "dipole"}
     if not source.periodic:
         curve = Curve(
@@ -108,13 +108,13 @@ def _evaluated(source, how, what):
 
 
 def raman(source: Source, how: How, output) -> list[Curve]:
-    thermal = _thermal(source, how)
+    how_hot = thermal(source, how)
     if source.has("polarizabilities") or source.model is None:
         values, dt = source.take("polarizabilities", "--model NAME computes them on the frames")
     else:
         values, dt = _evaluated(source, how, "polarizability")
-    found = spectra.raman_scattering(values, **_options(source, how, dt), **thermal)
-    light = {"temperature": thermal["temperature"], "laser": how.laser}
+    found = spectra.raman_scattering(values, **_options(source, how, dt), **how_hot)
+    light = {"temperature": how_hot["temperature"], "laser": how.laser}
     section = spectra.cross_section(found.activity, **light)
     finish = partial(_cut, how=how, source=source)
     curve = Curve(
@@ -178,19 +178,6 @@ def _highest(source, how):
     return max(HIGHEST.get(int(n), OTHERS) for n in source.data.numbers)
 
 
-def _thermal(source, how):
-    temperature = source.temperature(how)
-    if temperature is None:
-        raise UsageError(
-            "the trajectory does not tell its temperature", where=source.name, fix="--temperature K"
-        )
-    factors = {
-        f.__name__: f
-        for f in (quantum.harmonic, quantum.standard, quantum.schofield, quantum.mixed)
-    }
-    return {"temperature": temperature, "quantum": factors[how.quantum]}
-
-
 def _finished(curve, source, how, dt):
     """The curve as it is shown; refuses one that goes on beyond what frames can tell."""
     y = curve.spectrum.values
@@ -220,73 +207,11 @@ def _cut(spectrum, *, source, how):
     )
 
 
-# --- coefficients --------------------------------------------------------------------------------
-
-
-def diffusion(source: Source, how: How, output) -> list[Coefficients]:
-    r, dt = source.take("positions", "a trajectory with positions")
-    if source.periodic:
-        cells, _ = source.take("cells", "a cell")
-        r = spectra.unwrapped(r, cells, source.data.pbc)
-    masses, symbols = source.data.masses, np.array(source.symbols)
-    r = transport.without_drift(r, masses)
-    options = {"dt": dt, "between": how.between, "n_blocks": how.blocks or PARTS}
-    of = lambda chosen: spectra.diffusion_from_displacements(r[:, chosen], **options)
-    found = {name: of(symbols == name) for name in dict.fromkeys(symbols.tolist())}
-    return [
-        Coefficients(
-            kind="diffusion",
-            key="diffusion_cm2_per_s",
-            label="D (cm² s⁻¹), of this cell",
-            curve="<|r(t) - r(0)|²> (Å²)",
-            found=found,
-            more={"diffusion_between_fs": list(how.between)},
-        )
-    ]
-
-
-def viscosity(source: Source, how: How, output) -> list[Coefficients]:
-    s, dt = source.take("stresses", "stresses of a periodic cell, in .traj and .xyz with momenta")
-    found = spectra.viscosity(
-        s,
-        dt=dt,
-        temperature=_thermal(source, how)["temperature"],
-        volume=source.volume(),
-        upto=how.upto,
-        n_blocks=how.blocks or PARTS,
-    )
-    return [
-        Coefficients(
-            kind="viscosity",
-            key="viscosity_mPa_s",
-            label="shear viscosity (mPa s)",
-            curve="running integral (mPa s)",
-            found={"all": found},
-            factor=1e3,
-            more={"viscosity_upto_fs": how.upto},
-        )
-    ]
-
-
-def without_images(found: list, source: Source, how: How) -> dict:
-    """D of an infinite liquid where both D and the viscosity were computed; for the JSON."""
-    kinds = {f.kind: f for f in found if isinstance(f, Coefficients)}
-    if not {"diffusion", "viscosity"} <= set(kinds):
-        return {}
-    eta = kinds["viscosity"].found["all"].value
-    more = {"temperature": source.temperature(how), "viscosity": eta, "volume": source.volume()}
-    return {
-        f"diffusion_infinite_cell_cm2_per_s_{name}": spectra.infinite_cell_diffusion(
-            c.value, **more
-        )
-        for name, c in kinds["diffusion"].found.items()
-    }
-
-
 COMPUTE = {
     "ir": infrared,
     "raman": raman,
     "vdos": states,
     "diffusion": diffusion,
     "viscosity": viscosity,
+    "conductivity": conductivity,
 }

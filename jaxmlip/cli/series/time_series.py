@@ -19,6 +19,7 @@ OBSERVABLES = {  # in a file: (here, shape, {unit: factor})
     "current": ("currents", (3,), {"e Angstrom fs-1": PER_FS}),
     "polarizability": ("polarizabilities", (3, 3), {"e+2 Angstrom+2 eV-1": 1.0}),
     "stress": ("stresses", (3, 3), {"eV Angstrom-3": 1.0}),
+    "heat_flux": ("heat_fluxes", (3,), {"eV Angstrom fs-1": PER_FS}),
     "temperature": ("temperatures", (), {"K": 1.0}),
 }
 
@@ -41,7 +42,8 @@ class TimeSeries:
     info: dict = field(default_factory=dict)  # charge, spin, field (V/Å), where they were told
     series: dict = field(default_factory=dict)
     # positions Å, cells Å, velocities (internal), dipoles e Å, currents (internal),
-    # polarizabilities e² Å²/eV, stresses eV/Å³ with their kinetic part, temperatures K
+    # polarizabilities e² Å²/eV, stresses eV/Å³ with their kinetic part, temperatures K,
+    # heat_fluxes (internal)
 
     @property
     def charge(self) -> float:

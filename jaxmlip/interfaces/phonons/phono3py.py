@@ -1,51 +1,42 @@
-"""The door to phono3py: exact cubic force constants in, lattice thermal conductivity out.
+"""The door to phono3py: crystals with exact quadratic and cubic force constants, and their files.
 
 Derivatives of the Hessian by displacements of the symmetry-irreducible atoms of the primitive cell
 are automatic ones; the space group of the supercell gives all others. phono3py, which is not
-needed otherwise, does symmetry reduction of the triplets, collisions and the Boltzmann equation.
+needed otherwise, goes on from them (`conductivity`).
 
-    crystal = phono3py_crystal(atoms, (2, 2, 2))
+    crystal = phono3py_crystal(atoms, (2, 2, 2), harmonic=(4, 4, 4))
     crystal = with_force_constants(crystal, potential, params)
-    found = thermal_conductivity(crystal, mesh=(11, 11, 11), temperatures=[300.0])
+    write_force_constants(crystal, "folder")
 """
 
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.derivatives.second.free_memory import host_memory
 from jaxmlip.derivatives.second.hessian import hessian
 from jaxmlip.derivatives.third import hessian_slope
-from jaxmlip.errors import DataError, ResourceError, UsageError
+from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
 from jaxmlip.interfaces.phonons.symmetry import Symmetry, displacement_directions, symmetry
+from jaxmlip.potential import bind
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conductivity:
-    """Of the lattice, W/(m K), one solution of the linear Boltzmann equation."""
-
-    temperatures: np.ndarray  # [T] K
-    kappa: np.ndarray  # [T, 3, 3] W/(m K), by relaxation times
-    direct: np.ndarray | None  # [T, 3, 3] W/(m K), the direct solution, where asked for
-    mesh: tuple
-
-    @property
-    def mean(self) -> np.ndarray:
-        """[T] a third of the trace, of the best solution there is."""
-        best = self.kappa if self.direct is None else self.direct
-        return np.trace(best, axis1=1, axis2=2) / 3
-
-
-def phono3py_crystal(atoms, supercell, *, primitive="auto", tolerance: float = 1e-5):
+def phono3py_crystal(
+    atoms, supercell, *, harmonic=None, primitive="auto", born=None, tolerance: float = 1e-5
+):
     """A `Phono3py` of `ase.Atoms` (a crystal at its minimum) without force constants.
 
-    supercell: three numbers or an integer matrix [3, 3]; in one that is twice a primitive cell of
-    inversion centres all cubic constants vanish. primitive: as phono3py takes it; "auto" finds the
-    primitive cell (of centred lattices), "P" keeps the cell given.
+    supercell: three numbers or an integer matrix [3, 3], of the cubic constants; in one that is
+    twice a primitive cell of inversion centres all of them vanish. harmonic: the same for the
+    quadratic ones, which reach farther; default the supercell. primitive: as phono3py takes it;
+    "auto" finds the primitive cell (of centred lattices), "P" keeps the cell given. born: path of a
+    BORN file, for the primitive cell. Masses are those of the atoms. tolerance: Å, of symmetry.
+    Raises `DataError` for what supercells cannot hold, `ResourceError` for too large ones.
     """
-    from jaxmlip.interfaces.phonons.phonopy_files import to_phonopy_atoms
+    from jaxmlip.interfaces.phonons.phonopy_files import born_parameters, to_phonopy_atoms
 
     if not atoms.pbc.all():
         raise DataError(
@@ -53,32 +44,105 @@ def phono3py_crystal(atoms, supercell, *, primitive="auto", tolerance: float = 1
             where="phono3py_crystal",
             fix="a crystal, periodic along three axes",
         )
-    return _library().Phono3py(
-        to_phonopy_atoms(atoms),
-        supercell_matrix=supercell,
-        primitive_matrix=primitive,
-        symprec=tolerance,
-    )
+    _check_masses(atoms)
+    _check_neutral(atoms)
+    _check_room(1, len(atoms) * _repeats(supercell), 1)  # at the least
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that "auto" is not what it was in older versions
+        crystal = library().Phono3py(
+            to_phonopy_atoms(atoms),
+            supercell_matrix=supercell,
+            primitive_matrix=primitive,
+            phonon_supercell_matrix=harmonic,
+            symprec=tolerance,
+        )
+    if born is not None:
+        crystal.nac_params = born_parameters(born, crystal)
+    return crystal
 
 
-def with_force_constants(crystal, potential, params, *, dtype="float64", memory=None):
+def with_response(crystal, charges, dielectric):
+    """The `Phono3py` with the non-analytic term of Born charges and a dielectric tensor.
+
+    charges: [n_atoms, cartesian of atom, cartesian of field] e, of the atoms that the crystal was
+    made of; dielectric: [3, 3] of clamped ions. Both are symmetrised and the mean of the charges is
+    taken off. Changes `crystal` and returns it.
+    """
+    from jaxmlip.interfaces.phonons.phonopy_files import nac_parameters
+
+    supercell = crystal.supercell
+    atoms = [supercell.u2u_map[supercell.s2u_map[i]] for i in crystal.primitive.p2s_map]
+    found = {"born": np.asarray(charges)[atoms].swapaxes(1, 2), "dielectric": np.array(dielectric)}
+    crystal.nac_params = nac_parameters(found, crystal)
+    return crystal
+
+
+def with_force_constants(crystal, potential, params, *, dtype="float64", memory=None, report=None):
     """The `Phono3py` with `fc2` and `fc3` (compact, eV/Å² and eV/Å³) of a potential.
 
-    They are exact for the supercell: no displacement, no forces of displaced supercells. Sums that
-    translations ask for hold to rounding. memory: bytes for one chunk of the columns of a Hessian.
-    Changes `crystal` and returns it.
+    They are exact for the supercells: no displacement, no forces of displaced supercells. Sums that
+    translations ask for hold to rounding. Long-range potentials are planned for the supercells.
+    memory: bytes for one chunk of the columns of a Hessian. report: called with (slopes of the
+    Hessian that are done, how many there are). Changes `crystal` and returns it.
     """
-    from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
 
-    atoms = from_phonopy_atoms(crystal.supercell)
-    system = from_ase(atoms, potential.cutoff, dtype=dtype)
-    group = symmetry(atoms, tolerance=crystal.symmetry.tolerance)
-    of_cell = np.asarray(crystal.primitive.p2s_map)
-    crystal.fc2 = quadratic_force_constants(potential.apply, of_cell, memory=memory)(params, system)
-    cubic = cubic_force_constants(potential.apply, of_cell, group, memory=memory)
+    cell, rows = from_phonopy_atoms(crystal.supercell), np.asarray(crystal.primitive.p2s_map)
+    group = symmetry(cell, tolerance=crystal.symmetry.tolerance)
+    _check_room(len(rows), len(cell), len(irreducible_displacements(group, rows)[0]))
+    system, apply = _bound(from_phonopy_atoms(crystal.phonon_supercell), potential, dtype)
+    harmonic = np.asarray(crystal.phonon_primitive.p2s_map)
+    crystal.fc2 = quadratic_force_constants(apply, harmonic, memory=memory)(params, system)
+    _check_finite("fc2", crystal.fc2)
+    system, apply = _bound(cell, potential, dtype)
+    cubic = cubic_force_constants(apply, rows, group, memory=memory, report=report)
     crystal.fc3 = cubic(params, system)
+    _check_finite("fc3", crystal.fc3)
     return crystal
+
+
+def _bound(atoms, potential, dtype):
+    from jaxmlip.interfaces.ase import from_ase
+
+    system = from_ase(atoms, potential.cutoff, dtype=dtype)
+    return system, bind(potential, system).apply
+
+
+def check_room(crystal) -> None:
+    """`ResourceError` where the cubic constants of a `Phono3py` are more than the free memory."""
+    from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
+
+    n = len(crystal.primitive)  # of whose group, seldom smaller, that of the supercell takes long
+    group = symmetry(from_phonopy_atoms(crystal.primitive), tolerance=crystal.symmetry.tolerance)
+    slopes = len(irreducible_displacements(group, range(n))[0])
+    _check_room(n, len(crystal.supercell), slopes)
+
+
+def _check_room(n_primitive, n, slopes):
+    """The constants, the slopes that they are made of, and three on the way."""
+    least, free = 8 * (27 * n_primitive + 9 * (slopes + 3)) * n**2, host_memory()
+    if least > free:
+        raise ResourceError(
+            f"cubic constants of {n_primitive} rows and {n} atoms need {least / 1e9:.3g} GB, "
+            f"{free / 1e9:.3g} are free",
+            where="with_force_constants",
+            fix="a smaller supercell",
+        )
+
+
+def _repeats(supercell) -> int:
+    """How many unit cells: of three numbers or a matrix."""
+    matrix = np.asarray(supercell, float)
+    return round(abs(np.prod(matrix) if matrix.ndim == 1 else np.linalg.det(matrix)))
+
+
+def _check_finite(name, constants):
+    if not np.isfinite(constants).all():
+        raise NumericalError(
+            f"{name} of {constants.shape[1]} atoms is not finite",
+            where="with_force_constants",
+            fix="look at the energy and forces of this geometry",
+        )
 
 
 def quadratic_force_constants(apply, rows, *, memory=None):
@@ -91,12 +155,13 @@ def quadratic_force_constants(apply, rows, *, memory=None):
     return constants
 
 
-def cubic_force_constants(apply, rows, group: Symmetry, *, memory=None):
+def cubic_force_constants(apply, rows, group: Symmetry, *, memory=None, report=None):
     """(params, supercell) -> d³E/dr_i dr_j dr_k, [n_rows, n, n, 3, 3, 3], eV/Å³, i in `rows`.
 
-    group: of the supercell. Costs one derivative of the Hessian for each direction of
-    `irreducible_displacements`. Slopes for u at atom a become those for R u at its image under
-    every operation; any three of them that span space give the slopes along x, y and z.
+    group: of the supercell. report: see `with_force_constants`. Costs one derivative of the Hessian
+    for each direction of `irreducible_displacements`. Slopes for u at atom a become those for R u
+    at its image under every operation; any three of them that span space give the slopes along x,
+    y and z.
     """
     atoms, directions = irreducible_displacements(group, rows)
 
@@ -108,14 +173,33 @@ def cubic_force_constants(apply, rows, group: Symmetry, *, memory=None):
         def along(params, system, atom, direction):
             return slope(params, system, jnp.zeros((n, 3)).at[atom].set(direction))
 
-        found = [
-            np.asarray(along(params, system, a, u), float).transpose(0, 2, 1, 3)
-            for a, u in zip(atoms, directions, strict=True)
-        ]
-        out = np.stack([_turned(group, row, atoms, directions, found) for row in rows])
-        return np.ascontiguousarray(out.transpose(0, 2, 3, 1, 4, 5))
+        found = []
+        for a, u in zip(atoms, directions, strict=True):
+            found.append(np.asarray(along(params, system, a, u), float).transpose(0, 2, 1, 3))
+            if report is not None:
+                report(len(found), len(atoms))
+        out = np.zeros((len(rows), n, n, 3, 3, 3))  # there once: it is most of the memory
+        for place, row in zip(out, rows, strict=True):
+            _add_turned(place, group, row, atoms, directions, found)
+        return out
 
     return constants
+
+
+def n_slopes(crystal) -> int:
+    """How many derivatives of the Hessian the cubic constants of a `Phono3py` cost."""
+    from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
+
+    group = symmetry(from_phonopy_atoms(crystal.supercell), tolerance=crystal.symmetry.tolerance)
+    return len(irreducible_displacements(group, crystal.primitive.p2s_map)[0])
+
+
+def sum_rules(crystal) -> dict:
+    """Largest sums over an atom, zero by translation, of the constants of a `Phono3py`."""
+    return {
+        "acoustic_sum_eV_per_A2": float(np.abs(crystal.fc2.sum(1)).max()),
+        "cubic_sum_eV_per_A3": float(np.abs(crystal.fc3.sum(1)).max()),
+    }
 
 
 def irreducible_displacements(group: Symmetry, rows):
@@ -129,59 +213,31 @@ def write_force_constants(crystal, folder=".") -> None:
     """phono3py.yaml, fc2.hdf5 and fc3.hdf5 in a folder, from which the program goes on."""
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
 
-    _check_constants(crystal)
+    check_constants(crystal)
     folder, cells = Path(folder), crystal.primitive.p2s_map
+    harmonic = crystal.phonon_primitive.p2s_map
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_fc2_to_hdf5(crystal.fc2, filename=str(folder / "fc2.hdf5"), p2s_map=cells)
+        write_fc2_to_hdf5(crystal.fc2, filename=str(folder / "fc2.hdf5"), p2s_map=harmonic)
         write_fc3_to_hdf5(crystal.fc3, filename=str(folder / "fc3.hdf5"), p2s_map=cells)
         crystal.save(str(folder / "phono3py.yaml"))
     except OSError as error:
         raise ResourceError(f"cannot write: {error}", where=str(folder)) from error
 
 
-def thermal_conductivity(
-    crystal, *, mesh=(11, 11, 11), temperatures=(300.0,), direct: bool = False, **settings
-) -> Conductivity:
-    """Lattice thermal conductivity by phono3py, for a `Phono3py` with force constants.
-
-    mesh: divisions of the reciprocal cell of the primitive cell. temperatures K. direct: the direct
-    solution of the linearised Boltzmann equation beside relaxation times (memory grows with the
-    square of the mesh). settings: of `Phono3py.run_thermal_conductivity`, e.g. is_isotope=True.
-    """
-    _check_constants(crystal)
-    crystal.mesh_numbers = list(mesh)
-    crystal.init_phph_interaction()
-    crystal.run_thermal_conductivity(
-        is_LBTE=direct, temperatures=list(temperatures), log_level=0, **settings
-    )
-    found = crystal.thermal_conductivity
-    times = found.kappa_RTA if direct else found.kappa
-    return Conductivity(
-        temperatures=np.asarray(temperatures, float),
-        kappa=_tensors(times),
-        direct=_tensors(found.kappa) if direct else None,
-        mesh=tuple(mesh),
-    )
-
-
-def _tensors(voigt):
-    """[1, T, 6] (xx yy zz yz xz xy) -> [T, 3, 3]."""
-    order = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-    return np.asarray(voigt, float).reshape(-1, 6)[:, order]
-
-
-def _turned(group, row, atoms, directions, found):
-    """Slopes [3, n, n, 3, 3] of the Hessian by atom `row`, from those of the irreducible ones."""
+def _add_turned(out, group, row, atoms, directions, found):
+    """Into out [n, n, 3, 3, 3], slopes of the Hessian by atom `row`, from the irreducible ones."""
     turned, sources = [], []
     for k in np.flatnonzero(atoms == group.equivalent[row]):
         operations = np.flatnonzero(group.permutations[:, atoms[k]] == row)
         turned += list(group.cartesian[operations] @ directions[k])
         sources += [(k, o) for o in operations]
     chosen = _spanning(np.array(turned))
-    slopes = [_moved(group, sources[i][1], found[sources[i][0]]) for i in chosen]
     inverse = np.linalg.inv(np.array(turned)[chosen])
-    return np.einsum("ak,kijbc->aijbc", inverse, slopes)
+    for weights, (k, operation) in zip(inverse.T, [sources[i] for i in chosen], strict=True):
+        slope = _moved(group, operation, found[k])
+        for axis in range(3):
+            out[:, :, axis] += weights[axis] * slope
 
 
 def _spanning(vectors):
@@ -206,7 +262,32 @@ def _moved(group, operation, slope):
     return out
 
 
-def _check_constants(crystal):
+def _check_masses(atoms):
+    """phono3py takes atoms of one element for equivalent, whatever their masses."""
+    for z in np.unique(atoms.numbers):
+        masses = atoms.get_masses()[atoms.numbers == z]
+        if np.ptp(masses) > 1e-6:
+            raise DataError(
+                f"atoms of element {z} have masses from {masses.min():g} to {masses.max():g} amu",
+                where="phono3py_crystal",
+                fix="one mass for each element; is_isotope=True scatters by natural isotopes",
+            )
+
+
+def _check_neutral(atoms):
+    """phono3py's cells know neither charge, spin nor field: supercells would be others."""
+    charge, spin = atoms.info.get("charge", 0), atoms.info.get("spin", 1)
+    field = np.asarray(atoms.info.get("field", 0.0), float)
+    if charge or spin != 1 or field.any():
+        raise DataError(
+            f"the cell has charge {charge:g}, multiplicity {spin:g}, field {field.tolist()} V/Å",
+            where="phono3py_crystal",
+            fix="a neutral crystal of closed shells without a field",
+        )
+
+
+def check_constants(crystal):
+    """Raises `UsageError` where the crystal has no force constants."""
     if crystal.fc2 is None or crystal.fc3 is None:
         raise UsageError(
             "the crystal has no force constants yet",
@@ -215,7 +296,8 @@ def _check_constants(crystal):
         )
 
 
-def _library():
+def library():
+    """The module phono3py; `ResourceError` JM407 where it is not installed."""
     try:
         import phono3py
     except ImportError as error:

@@ -113,6 +113,21 @@ def read_born(path, constants: ForceConstants) -> Polar:
     return symmetrized_polar(constants, polar_of(phonon))
 
 
+def born_parameters(path, phonon) -> dict:
+    """The `nac_params` of a BORN file for a `Phonopy` or `Phono3py`, symmetrised, of sum zero."""
+    _exists(path)
+    return nac_parameters(_born_file(path, phonon), phonon)
+
+
+def nac_parameters(found: dict, phonon) -> dict:
+    """The same of "born" [n, field, atom] and "dielectric" of its primitive cell."""
+    from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
+
+    both = symmetrize_borns_and_epsilon(found["born"], found["dielectric"], phonon.primitive)
+    parts = {"born": both[0] - both[0].mean(0), "dielectric": both[1]}
+    return _with_factor(found | parts, phonon)
+
+
 def write_phonopy(path, constants: ForceConstants, polar: Polar | None = None) -> None:
     """A phonopy.yaml with the force constants in it; compressed if the name ends in .xz.
 

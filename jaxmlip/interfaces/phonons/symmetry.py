@@ -95,7 +95,8 @@ def primitive(atoms, *, tolerance: float = 1e-5):
     """The primitive cell of a crystal as `ase.Atoms`: not rotated, not idealised, masses kept.
 
     Atoms of one element and different mass are different atoms. The given atoms are returned (a
-    copy) if they are primitive already.
+    copy) if they are primitive already. Each primitive cell has its share of info 'charge' and of
+    the unpaired electrons in info 'spin' (2S+1); `DataError` where that is no whole number.
     """
     import spglib
 
@@ -114,8 +115,28 @@ def primitive(atoms, *, tolerance: float = 1e-5):
     out = atoms[at]
     out.set_cell(cell)
     out.set_scaled_positions(x)
-    if len(atoms) != round(atoms.get_volume() / abs(np.linalg.det(cell))) * len(numbers):
+    many = round(atoms.get_volume() / abs(np.linalg.det(cell)))
+    if len(atoms) != many * len(numbers):
         raise DataError("the primitive cell does not hold a whole share of the atoms")
+    out.info |= _shared(atoms.info, many)
+    return out
+
+
+def _shared(info, many: int) -> dict:
+    """Charge and multiplicity of one of `many` equal cells, where they are given."""
+    out = {}
+    if "charge" in info:
+        out["charge"] = info["charge"] / many
+    if "spin" in info:
+        unpaired = (info["spin"] - 1) / many
+        if unpaired != round(unpaired):
+            raise DataError(
+                f"{info['spin'] - 1:g} unpaired electrons cannot be shared by {many} primitive "
+                "cells",
+                where="primitive",
+                fix="keep the cell as it is given, or give another spin",
+            )
+        out["spin"] = int(unpaired) + 1
     return out
 
 

@@ -161,6 +161,7 @@ def gamma_spectrum(apply, *, memory: float | None = None) -> Callable:
     plans = {}
 
     def spectrum_of(params, system, masses) -> Spectrum:
+        _check_several(masses)
         shapes = _shapes((params, system))
         if shapes not in plans:
             plans[shapes] = plan_hessian(apply, params, system, memory=memory)
@@ -199,6 +200,7 @@ def lanczos_spectrum(
     density_of = spectral_density(apply, n_probes=n_probes, n_steps=n_steps, memory=memory)
 
     def spectrum_of(params, system, masses) -> Spectrum:
+        _check_several(masses)
         _real_atoms(system, masses)
         density = density_of(params, system, masses, jax.random.key(seed))
         nodes, weights = (x.reshape(-1) for x in nodes_and_weights(density))
@@ -227,6 +229,8 @@ def bloch_spectrum(dynamical_matrix: Callable, qpoints, weights=None) -> Callabl
 
     def spectrum_of(params, system, masses) -> Spectrum:
         n = _real_atoms(system, masses)
+        if (qpoints == np.round(qpoints)).all():
+            _check_several(masses)
         matrices = np.asarray(dynamical_matrix(params, system, qpoints))[:, : 3 * n, : 3 * n]
         found = [bloch_frequencies(m, masses, q) for m, q in zip(matrices, qpoints, strict=True)]
         shares = [np.full(len(f), w) for f, w in zip(found, weights / weights.sum(), strict=True)]
@@ -269,6 +273,15 @@ def _real_atoms(system, masses) -> int:
         )
     checked_masses(masses, n)
     return n
+
+
+def _check_several(masses):
+    if len(masses) == 1:
+        raise DataError(
+            "a cell of one atom has no vibrations at Γ but its translations",
+            where="heat capacity",
+            fix="wavevectors (--qpoints), or a larger cell",
+        )
 
 
 def _shapes(tree):

@@ -133,7 +133,7 @@ def expansion_from_gruneisen(
     gamma = np.where(real, parameters, 0) * share[:, None]
     out = []
     for temperature in np.asarray(temperatures, float):
-        capacity = _capacity(np.where(real, frequencies, 1.0), temperature)
+        capacity = oscillator_capacity(np.where(real, frequencies, 1.0), temperature)
         out.append((gamma * capacity).sum() / (bulk_modulus * volume))
     return np.array(out)
 
@@ -145,8 +145,8 @@ def _second_difference(values, x):
     return np.pad(2 * np.diff(slopes) / (left + right), 1, constant_values=np.nan)
 
 
-def _capacity(frequencies, temperature):
-    """Heat capacity of oscillators, eV/K."""
+def oscillator_capacity(frequencies, temperature) -> np.ndarray:
+    """Heat capacity of each oscillator (THz), eV/K."""
     if temperature <= 0:
         return np.zeros_like(frequencies)
     x = frequencies * units.THz / (units.kB * temperature)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.derivatives.second.hessian import chunk_memory, gradient_at, in_chunks, rows_at_once
-from jaxmlip.errors import UsageError
+from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.interfaces.phonons.phonopy_files import ForceConstants, column_of, standard_masses
 from jaxmlip.interfaces.phonons.symmetry import (
     Symmetry,
@@ -62,6 +62,12 @@ def force_constants(
             params, large, jnp.asarray(atoms), jnp.asarray(vectors, large.positions.dtype)
         )
         columns = np.asarray(columns, np.float64)
+        if not np.isfinite(columns).all():
+            raise NumericalError(
+                "the Hessian of the supercell is not finite",
+                where="force_constants",
+                fix="long-range sums are planned for one cell: bind them for the supercell first",
+            )
         blocks = _unfolded(constants, reduced, atoms, vectors, columns)
         return replace(constants, values=blocks.swapaxes(-1, -2))
 
