@@ -140,17 +140,20 @@ def fit(loss, params, batch, arguments):
 def _scaling(energies, curves):
     """What falls with the distance R of ions that are far apart, averaged over dimers.
 
-    E = E_apart + k q q'/R: exponent and charge product from differences, and what is left of E.
+    E = E_apart + k q q'/R + d/R² through three distances: R is that of the centres of the ions, and
+    d is how far their charges are from those.
     """
-    one, two, four = (np.asarray(energies([_pulled(c[-1], d) for c in curves])) for d in APART)
+    found = np.stack([energies([_pulled(c[-1], d) for c in curves]) for d in APART])
+    one, two, four = found
     falls, slower = one - two, two - four
     if np.abs(slower).max() < 1e-6:
         return {"exponent": None, "charge_product": 0.0, "left_apart_rms_meV": 1e3 * rms(four)}
-    product = falls / (1 / APART[0] - 1 / APART[1]) / units.coulomb_constant
+    inverse = 1 / np.array(APART)
+    left, product, _ = np.linalg.solve(np.vander(inverse, increasing=True), found)
     return {
         "exponent": -float(np.log2(falls.mean() / slower.mean())),
-        "charge_product": float(product.mean()),
-        "left_apart_rms_meV": 1e3 * rms(2 * four - two),
+        "charge_product": float(product.mean() / units.coulomb_constant),
+        "left_apart_rms_meV": 1e3 * rms(left),
     }
 
 

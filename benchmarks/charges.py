@@ -1,6 +1,7 @@
 """Charged systems of the benchmarks, by name; needs nothing but numpy.
 
 `salt1000`, `salt8000` ...: rock salt, 0.25 Å off its sites (8 times a cube of ions).
+`mixed1000` ...: the same in random order.
 `water1029` ...: rigid three-site molecules, turned at random (3 times a cube of atoms).
 `random512` ...: as many charges of either sign, 2 Å apart at least.
 """
@@ -12,11 +13,11 @@ import numpy as np
 
 def charged(name):
     """(positions [n, 3] Å, charges [n] e, cell [3, 3] Å, atomic numbers [n])."""
-    match = re.fullmatch(r"(salt|water|random)([1-9]\d*)", name)
+    match = re.fullmatch(r"(salt|mixed|water|random)([1-9]\d*)", name)
     if match is None:
         raise ValueError(f"unknown system {name!r}: salt1000, water1029, random512 ...")
     kind, n = match[1], int(match[2])
-    return {"salt": salt, "water": water, "random": random}[kind](n)
+    return {"salt": salt, "mixed": mixed, "water": water, "random": random}[kind](n)
 
 
 def cube_root(n, per_cell, kind):
@@ -39,6 +40,12 @@ def salt(n, lattice=5.64, noise=0.25):
     half = n // 2
     charges = np.repeat([1.0, -1.0], half)
     return positions, charges, np.eye(3) * cells * lattice, np.repeat([11, 17], half)
+
+
+def mixed(n):
+    positions, charges, cell, numbers = salt(n)
+    order = np.random.default_rng(1).permutation(n)
+    return positions[order], charges[order], cell, numbers[order]
 
 
 def water(n, density=0.0334):

@@ -71,11 +71,12 @@ def accuracy(given):
 
 
 def scaling(given):
-    """Time against n; beyond 8000 charges the error is the planner's estimate."""
+    """Time against n, in the order of the lattice and in none; the error is the planner's."""
     given.peers = ["jaxmlip"]
     given.methods, given.cutoffs = given.methods or ["pme"], given.cutoffs or [5.0]
     for n in (1000, 8000, 64000):
-        run("jaxmlip", f"salt{n}", None, given)
+        for kind in ("salt", "mixed"):
+            run("jaxmlip", f"{kind}{n}", None, given)
 
 
 # --- processes -----------------------------------------------------------------------------------

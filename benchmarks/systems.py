@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 
 ELEMENTS = [1, 6, 8, 14, 29]  # every model of the benchmarks knows these
+DT, KELVIN, FRICTION = 0.5, 300.0, 0.01  # fs, K, 1/fs: of engines
+EVERY = 10  # steps between frames
+FAINT = 0.1  # eV/Å, the largest force of random weights in an engine, which must not heat
 LATTICES = {"si": ("Si", "diamond", 5.43, 8), "cu": ("Cu", "fcc", 3.61, 4)}
 
 

@@ -7,7 +7,16 @@ import numpy as np
 
 import jaxmlip as library
 from benchmarks.peers.jax_program import cast, compiler, count, environment, figures, random_like
-from benchmarks.systems import ELEMENTS, labelled_copies, structure
+from benchmarks.systems import (
+    DT,
+    ELEMENTS,
+    EVERY,
+    FAINT,
+    FRICTION,
+    KELVIN,
+    labelled_copies,
+    structure,
+)
 from benchmarks.worker import Skip
 from jaxmlip import models
 from jaxmlip.derivatives.first import with_forces
@@ -25,8 +34,8 @@ def prepare(task):
         "n_edges": int(system.edges.mask.sum()),
         "n_parameters": count(params),
     }
-    program = {"energy": energy, "hessian": hessian, "training": training}[task["task"]]
-    return program(task, atoms, system, model, params), facts
+    programs = {"energy": energy, "hessian": hessian, "training": training, "engine": engine}
+    return programs[task["task"]](task, atoms, system, model, params), facts
 
 
 def model_of(task, system):
@@ -86,3 +95,24 @@ def training(task, atoms, system, model, params):
         return call, figures(program)
 
     return compile_
+
+
+def engine(task, atoms, system, model, params):
+    """Steps of Langevin dynamics that go on from call to call."""
+    from jaxmlip.md import langevin, prepare, thermal_motion, trajectory
+    from jaxmlip.md.observables import frame
+    from jaxmlip.potential import scale
+
+    largest = np.abs(jax.jit(library.forces(model.apply))(params, system)).max()
+    faint = scale(model, float(FAINT / largest))
+    bath = langevin(dt=DT, temperature=KELVIN, friction=FRICTION)
+    run = prepare(faint, params, system, bath, masses=atoms.get_masses(), observe=frame)
+    motion = thermal_motion(system, run.bodies, jax.random.key(0), temperature=KELVIN)
+    state, steps = [run, motion], task["steps"]
+
+    def call():
+        for block in trajectory(*state, steps=steps, block=steps, record=EVERY):
+            state[:] = block.run, block.motion
+        return {"forces": state[1].forces}
+
+    return lambda: (call, {})

@@ -9,7 +9,7 @@ from e3nn import o3
 from mace import data, modules, tools
 from mace.tools import torch_geometric
 
-from benchmarks.systems import ELEMENTS, labelled_copies, structure
+from benchmarks.systems import DT, ELEMENTS, FAINT, FRICTION, KELVIN, labelled_copies, structure
 from benchmarks.timing import cores
 from benchmarks.worker import Skip
 
@@ -31,8 +31,8 @@ def prepare(task):
         "n_edges": int(batch["edge_index"].shape[1]),
         "n_parameters": sum(p.numel() for p in model.parameters()),
     }
-    call = {"energy": energy, "hessian": hessian, "training": training}[task["task"]]
-    call = call(task, atoms, batch, model)
+    programs = {"energy": energy, "hessian": hessian, "training": training, "engine": engine}
+    call = programs[task["task"]](task, atoms, batch, model)
     return (lambda: (finished(call), {})), facts
 
 
@@ -121,3 +121,25 @@ def training(task, atoms, batch, model):
         optimizer.step()
 
     return step
+
+
+def engine(task, atoms, batch, model):
+    """Steps of ASE with mace-torch's calculator."""
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from mace.calculators import MACECalculator
+
+    fixed(model)
+    largest = model(batch, compute_force=True)["forces"].abs().max()
+    model.scale_shift.scale = FAINT / largest.detach() * model.scale_shift.scale
+    atoms.calc = MACECalculator(models=model, device=DEVICE, default_dtype=task["dtype"])
+    MaxwellBoltzmannDistribution(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    friction = FRICTION / units.fs
+    dynamics = Langevin(atoms, DT * units.fs, temperature_K=KELVIN, friction=friction)
+
+    def call():
+        dynamics.run(task["steps"])
+        return {"forces": atoms.get_forces()}
+
+    return call

@@ -1,6 +1,7 @@
 """mlip of InstaDeep, with its default e3j backend."""
 
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 
 import jax
@@ -19,7 +20,7 @@ from mlip.models.nequip.config import NequipConfig
 from mlip.typing.properties import Properties
 
 from benchmarks.peers.jax_program import cast, compiler, count, environment, random_like, stepper
-from benchmarks.systems import ELEMENTS, labelled_copies, structure
+from benchmarks.systems import DT, ELEMENTS, EVERY, FAINT, KELVIN, labelled_copies, structure
 from benchmarks.worker import Skip
 
 warnings.filterwarnings("ignore")
@@ -40,8 +41,8 @@ def prepare(task):
         "n_edges": int(np.sum(np.asarray(graph.n_edge)[:1])),
         "n_parameters": count(params),
     }
-    program = {"energy": energy, "hessian": hessian, "training": training}[task["task"]]
-    return program(task, atoms, graph, predictor, params), facts
+    programs = {"energy": energy, "hessian": hessian, "training": training, "engine": engine}
+    return programs[task["task"]](task, atoms, graph, predictor, params), facts
 
 
 def network_of(task):
@@ -120,3 +121,40 @@ def training(task, atoms, graph, predictor, params):
         return jax.tree.map(jnp.add, params, updates), memory
 
     return stepper(step, params, optimizer.init(params), graph, labels)
+
+
+class Faint:
+    """A force field of mlip with its energy and forces scaled, as its engine wants one."""
+
+    def __init__(self, field, factor):
+        self.field, self.factor = field, factor
+
+    def __getattr__(self, name):
+        return getattr(self.field, name)
+
+    def __call__(self, graph):
+        out, factor = self.field(graph), self.factor
+        return replace(out, energy=factor * out.energy, forces=factor * out.forces)
+
+
+def engine(task, atoms, graph, predictor, params):
+    """An episode of its JAX-MD engine a call, going on from the last one; its own friction."""
+    from mlip.simulation.jax_md import JaxMDSimulationEngine as Engine
+
+    params = jax.tree.map(jnp.asarray, params)
+    field = ForceField(predictor=predictor, params=params)
+    largest = jnp.abs(jax.jit(lambda graph: field(graph).forces)(graph)).max()
+    config = Engine.Config(
+        num_steps=task["steps"],
+        num_episodes=1,
+        snapshot_interval=EVERY,
+        timestep_fs=DT,
+        temperature_kelvin=KELVIN,
+    )
+    running = Engine(atoms, Faint(field, float(FAINT / largest)), config)
+
+    def call():
+        running.run()
+        return {"forces": running.state.forces[-1]}
+
+    return lambda: (call, {})
