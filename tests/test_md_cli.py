@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,13 @@ REFUSED = {
     "responses without a dipole": ("--response-every 10 --format h5md", 6, "no dipole"),
     "responses nowhere": ("--response-every 10", 2, "H5MD"),
     "g(r) of a molecule": ("--rdf", 2, "periodic"),
+    "exchange without a bath": ('--ensemble nve --temperatures "300 330"', 2, "nvt-csvr"),
+    "a ladder that falls": ('--temperatures "330 300"', 2, "from cold to hot"),
+    "copies of copies": ('--temperatures "300 330" --replicas 2', 2, "one copy a temperature"),
+    "currents that jump": (
+        '--temperatures "300 330" --response-every 5 --format h5md',
+        *(2, "without jumps"),
+    ),
     "uncertainty of one model": ("--max-uncertainty 0.1", 2, "not an ensemble"),
 }
 
@@ -86,7 +94,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_mistakes_are_refused_before_anything_is_written(springs, capsys, case):
     options, status, told = REFUSED[case]
-    assert main(["md", "water.xyz", "--model", springs, *options.split()]) == status
+    assert main(["md", "water.xyz", "--model", springs, *shlex.split(options)]) == status
     assert told in capsys.readouterr().err
     assert files() == ["water.xyz"]
 
@@ -237,6 +245,28 @@ def test_replicas_are_runs_of_their_own_and_crystals_have_pressure_and_pairs(len
     density = 32 / told["volume_mean_A3"]
     n = (g["g_Ar_Ar"] * 4 * np.pi * g["r_A"] ** 2 * width * density)[shell].sum()
     assert_allclose(n, 12, rtol=0.01)
+
+
+@pytest.mark.slow
+def test_copies_that_exchange_have_a_table_a_temperature(springs, capsys):
+    run = ["md", "water.xyz", "--model", springs, *SHORT, "--temperatures", "300, 310"]
+    assert main([*run, "--exchange-every", "5", "--json", "md.json"]) == 0
+    with open("md.json") as file:
+        told = json.load(file)
+    cold, hot = told["ladder"]
+    assert (cold["target_temperature_K"], hot["target_temperature_K"]) == (300, 310)
+    assert told["target_temperature_K"] is None and "temperature_mean_K" not in told
+    tables = [read_table(f"water_md_{i}_stats.csv") for i in (0, 1)]
+    assert [t["temperature_K"][0] for t in tables] == pytest.approx([300, 310], rel=1e-6)
+    walkers = np.array([t["walker_index"] for t in tables])
+    assert (np.sort(walkers, 0) == [[0], [1]]).all()
+    assert cold["acceptance_to_next"] in (0, 0.5, 1)  # every other of the four attempts is theirs
+    assert hot["acceptance_to_next"] is None
+    assert "walkers seen at both ends" in capsys.readouterr().out
+    longer = [a if a != "20" else "40" for a in run]
+    assert main([*longer, "--resume"]) == 2  # exchanged every 100 steps now
+    assert "exchange_every" in capsys.readouterr().err
+    assert main([*longer, "--exchange-every", "5", "--resume"]) == 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """Replica exchange: canonical at every temperature, with the acceptance that theory says."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -9,10 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.md.integrators import langevin, nve
-from jaxmlip.md.motion import thermal_motion
-from jaxmlip.md.replica_exchange import exchanged, replica_exchange
-from jaxmlip.md.run import prepare
+from jaxmlip.md import csvr, langevin, nose_hoover, nve, prepare, thermal_motion, trajectory
+from jaxmlip.md.replica_exchange import acceptance, exchanged, replica_exchange, walkers
 from jaxmlip.potential import Potential
 from jaxmlip.system import concatenate, sum_energies
 
@@ -30,67 +31,94 @@ def wells(params, system):
 WELLS = Potential(init=None, apply=wells, cutoff=1e-3)
 
 
-def ready(bath=None):
+def ready(bath=None, *, every=20):
     places = CENTERS + np.random.default_rng(0).normal(0, 0.1, (ATOMS, 3))
     one = from_ase(Atoms(f"He{ATOMS}", positions=places), 1e-3, dtype=np.float64)
     batch = concatenate([one] * len(LADDER))
-    bath = bath or langevin(dt=2.0, temperature=LADDER, friction=0.05)
-    run = prepare(WELLS, {}, batch, bath, masses=np.full(batch.n_atoms, 4.0))
+    bath = bath or langevin(dt=0.5, temperature=LADDER)
+    ladder = replica_exchange(bath, every=every)
+    run = prepare(WELLS, {}, batch, ladder, masses=np.full(batch.n_atoms, 4.0), observe=walkers)
     return run, thermal_motion(batch, run.bodies, jax.random.key(0), temperature=LADDER)
 
 
+def last(run, motion, *, steps, block=100, record=20):
+    return list(trajectory(run, motion, steps=steps, block=block, record=record))[-1]
+
+
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_every_temperature_stays_canonical_and_accepts_as_theory_says():
-    run, motion = ready()
-    found = list(
-        replica_exchange(
-            *(run, motion), temperatures=LADDER, key=jax.random.key(1), steps=60_000, block=100
-        )
-    )
-    energy = np.array([e.block.records["energy"][-1] for e in found[20:]])
+    run, motion = ready(langevin(dt=2.0, temperature=LADDER, friction=0.05), every=100)
+    found = last(run, motion, steps=60_000, block=60_000, record=100)
+    energy, walker = (found.records[name][20:] for name in ("energy", "walker"))
     dof, kT = 3 * ATOMS, units.kB * LADDER
-    error = np.sqrt(dof / 2) * kT / np.sqrt(len(energy) / 2)  # blocks are nearly independent
+    error = np.sqrt(dof / 2) * kT / np.sqrt(len(energy) / 2)  # records are nearly independent
     assert_allclose(energy.mean(0), dof / 2 * kT, atol=4 * error.max())
     # energies of harmonic wells are Gamma distributed: acceptance by sampling them
-    rng = np.random.default_rng(0)
-    drawn = rng.gamma(dof / 2, kT, (200_000, len(LADDER)))
-    gain = np.diff(1 / kT) * np.diff(drawn, axis=1)
-    theory = np.minimum(1, np.exp(gain)).mean(0)
-    tried = np.array([e.tried for e in found])
-    accepted = np.array([e.accepted for e in found]).sum(0) / tried.sum(0)
-    assert_allclose(accepted, theory, atol=4 * np.sqrt(0.25 / tried.sum(0)).max())
-    assert {tuple(np.sort(e.walkers)) for e in found} == {(0, 1, 2)}
-    assert len({int(e.walkers[0]) for e in found}) == 3  # every walker has been coldest
+    drawn = np.random.default_rng(0).gamma(dof / 2, kT, (200_000, len(LADDER)))
+    theory = np.minimum(1, np.exp(np.diff(1 / kT) * np.diff(drawn, axis=1))).mean(0)
+    tried = np.asarray(found.motion.bath["tried"])[:-1]
+    assert_array_equal(tried, [300, 300])
+    assert_allclose(acceptance(found.motion), theory, atol=4 * np.sqrt(0.25 / 300))
+    assert (np.sort(walker, 1) == np.arange(3)).all()
+    assert set(walker[:, 0]) == {0, 1, 2}  # every walker has been coldest
 
 
 def test_an_exchange_swaps_configurations_and_scales_velocities():
     run, motion = ready()
-    energy = np.array([-1.0, -9.0, 0.0])  # the second is far below the first: surely traded
-    motion = type(motion)(**{**vars(motion), "energy": energy, "step": np.int32(5)})
-    out, order, tried, accepted = exchanged(motion, LADDER, jax.random.key(0), odd=0)
-    assert_array_equal(order, [1, 0, 2])
-    assert_array_equal(tried, [True, False])
-    assert_array_equal(accepted, tried)
+    motion = last(run, motion, steps=20).motion
+    before = {name: np.asarray(motion.bath[name]) for name in ("walker", "tried", "accepted")}
+    energy = jnp.array([-1.0, -9.0, 0.0])  # the second is far below the first: surely traded
+    motion = replace(motion, energy=energy)
+    out = exchanged(motion, units.kB * LADDER, jax.random.key(0), odd=0)
+    assert_array_equal(out.bath["walker"], before["walker"][[1, 0, 2]])
+    for name in ("tried", "accepted"):
+        assert_array_equal(out.bath[name] - before[name], [1, 0, 0])
     assert_array_equal(out.positions[:ATOMS], motion.positions[ATOMS : 2 * ATOMS])
     old = motion.velocities[ATOMS : 2 * ATOMS] * np.sqrt(LADDER[0] / LADDER[1])
     assert_allclose(out.velocities[:ATOMS], old, rtol=1e-14)
-    assert_array_equal(out.energy, energy[np.asarray(order)])
+    assert_array_equal(out.energy, [-9.0, -1.0, 0.0])
 
 
-def test_a_ladder_goes_on_where_it_stopped():
-    options = {"temperatures": LADDER, "key": jax.random.key(1), "block": 20, "record": 20}
-    whole = list(replica_exchange(*ready(), steps=80, **options))[-1].block.motion
+OTHERS = [pytest.param(bath, marks=pytest.mark.slow) for bath in (csvr, nose_hoover)]
+
+
+@pytest.mark.parametrize("bath", [langevin, *OTHERS])
+def test_a_ladder_goes_on_to_the_bit_and_keeps_its_energy(bath):
+    bath = bath(dt=0.5, temperature=LADDER)
+    blocks = list(trajectory(*ready(bath), steps=400, block=100, record=20))
+    half = last(*ready(bath), steps=200)
+    again = last(half.run, half.motion, steps=200)
+    for one, other in zip(*map(jax.tree.leaves, (again.motion, blocks[-1].motion)), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            assert_array_equal(one, other)
+    found = lambda name: np.concatenate([b.records[name] for b in blocks])
+    assert np.ptp(found("walker"), axis=0).any()  # somebody has moved
+    error = np.ptp(found("conserved_energy"), axis=0).max()
+    assert error < 0.02 * np.ptp(found("energy"), axis=0).max()  # of dt alone
+
+
+def test_configurations_are_of_the_positions_that_they_came_with():
+    """Energies and forces after an exchange are those of the positions after it."""
     run, motion = ready()
-    half = list(replica_exchange(run, motion, steps=40, **options))[-1].block
-    again = list(replica_exchange(half.run, half.motion, steps=40, **options))[-1].block.motion
-    assert_array_equal(again.positions, whole.positions)
+    motion = last(run, motion, steps=200).motion
+    assert np.asarray(motion.bath["accepted"]).sum() > 0
+    placed = replace(run.system, positions=motion.positions)
+    assert_allclose(motion.energy, wells({}, placed)["energy"], rtol=1e-14)
+    away = motion.positions - np.tile(CENTERS, (3, 1))
+    assert_allclose(motion.forces, -STIFFNESS * away, rtol=1e-13)
 
 
 def test_what_is_no_ladder_is_refused():
-    run, motion = ready(nve(dt=1.0))
-    options = {"key": jax.random.key(0), "steps": 10, "block": 10}
     with pytest.raises(UsageError, match="thermostat"):
-        next(replica_exchange(run, motion, temperatures=LADDER, **options))
-    run, motion = ready()
-    with pytest.raises(UsageError, match="one number"):
-        next(replica_exchange(run, motion, temperatures=LADDER[:2], **options))
+        ready(nve(dt=1.0))
+    with pytest.raises(UsageError, match="every"):
+        ready(every=0)
+    run, motion = ready(langevin(dt=2.0, temperature=300.0))
+    with pytest.raises(UsageError, match="one for each"):
+        last(run, motion, steps=20)
+    one = from_ase(Atoms("HeNe", positions=[[0, 0, 0], [0, 0, 5.0]]), 1e-3)
+    other = from_ase(Atoms("NeHe", positions=[[0, 0, 0], [0, 0, 5.0]]), 1e-3)
+    ladder = replica_exchange(csvr(dt=1.0, temperature=[200.0, 300.0]))
+    with pytest.raises(UsageError, match="copies"):
+        prepare(WELLS, {}, concatenate([one, other]), ladder, masses=np.full(4, 4.0))

@@ -65,6 +65,16 @@ def md(
     settle: Annotated[
         int, beginning("Steps of pimd before those of trpmd and rpmd, not recorded.", min=1)
     ] = 1000,
+    temperatures: Annotated[
+        str | None,
+        dynamics(
+            'Replica exchange: one copy a temperature (K) in place of --temp, as "300 340 385".',
+            show_default=False,
+        ),
+    ] = None,
+    exchange_every: Annotated[
+        int, dynamics("Steps between the exchanges of --temperatures.", min=1)
+    ] = 100,
     seed: Annotated[int, beginning("Of velocities and noise.")] = 0,
     replicas: Annotated[
         int, beginning("Copies with other velocities and noise, in one program.", min=1)
@@ -135,9 +145,9 @@ def md(
     """
     given = dict(locals())
     from jaxmlip.cli import session
-    from jaxmlip.cli.dynamics import ending, ensembles, job, start
+    from jaxmlip.cli.dynamics import ending, ensembles, job, ladders, start
 
-    o, source = ensembles.with_beads(given), _source(file, struct)
+    o, source = ensembles.with_beads(ladders.with_ladder(given)), _source(file, struct)
     replicas = o["replicas"]
     start.check_numbers(o)
     output = plan(source, _names(o), out=out, json_file=json, overwrite=overwrite or resume)
@@ -197,6 +207,7 @@ def _settings(o, atoms, opened) -> dict:
     ).split()
     plain = {n: str(o[n]) if isinstance(o[n], StrEnum) else o[n] for n in names}
     younger = {"heat_flux_every": 0, "beads": 1, "settle": 1000}  # than some restarts
+    younger |= {"temperatures": None, "exchange_every": 100}
     plain |= {n: o[n] for n, usual in younger.items() if o[n] != usual}
     return plain | {"structure": fingerprint(atoms), "model_sha256": opened.card["sha256"]}
 

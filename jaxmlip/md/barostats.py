@@ -29,7 +29,7 @@ from jaxmlip.errors import DataError, UsageError
 from jaxmlip.md.cell import as_function as free_function
 from jaxmlip.md.cell import free_strains, hydrostatic
 from jaxmlip.md.integrators import as_function, check_number, same
-from jaxmlip.md.motion import Integrator
+from jaxmlip.md.motion import Integrator, inner
 from jaxmlip.system import strain as strained
 from jaxmlip.system import sum_atoms
 
@@ -89,11 +89,11 @@ def stochastic_cell(
         strain, noise2, keys = drawn(motion, bodies, system, drive)
         given = motion.bath["given"] + given_there(motion, strain, noise2, bodies, system, drive)
         motion = deformed(replace(motion, keys=keys), strain / 2, system)
-        motion = deformed(_inner(bath.before, motion, bodies, system), strain / 2, system)
+        motion = deformed(inner(bath.before, motion, bodies, system), strain / 2, system)
         return replace(motion, bath=motion.bath | {"strain": strain, "given": given})
 
     def after(motion, bodies, system):
-        motion = _inner(bath.after, motion, bodies, system)
+        motion = inner(bath.after, motion, bodies, system)
         given = motion.bath["given"] + given_back(motion, bodies, system, drive)
         return replace(motion, bath=motion.bath | {"given": given})
 
@@ -181,13 +181,6 @@ def _state(motion, bodies, system, drive):
     count = sum_atoms(system, bodies.free.astype(motion.cell.dtype))
     spread = lambda x: jnp.broadcast_to(x, count.shape)
     return count, spread(drive.kT(motion)), spread(drive.pressure(motion))
-
-
-def _inner(part, motion, bodies, system):
-    """Part of a step of the heat bath."""
-    bath = motion.bath
-    motion = part(replace(motion, bath=bath["inner"]), bodies, system)
-    return replace(motion, bath=bath | {"inner": motion.bath})
 
 
 def _volume(motion):

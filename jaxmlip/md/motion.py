@@ -194,6 +194,13 @@ def conserved_energy(motion: Motion, integrator: Integrator, bodies: Bodies, sys
     return motion.energy + kinetic + integrator.bath_energy(motion, bodies, system)
 
 
+def inner(part: Callable, motion: Motion, bodies: Bodies, system: System) -> Motion:
+    """Part of a step of an integrator that another one wraps: its state is `bath["inner"]`."""
+    bath = motion.bath
+    motion = part(replace(motion, bath=bath["inner"]), bodies, system)
+    return replace(motion, bath=bath | {"inner": motion.bath})
+
+
 def temperature_of(motion: Motion, bodies: Bodies, system: System):
     """2 K / (degrees of freedom x kB), [n_graphs], K."""
     kinetic = kinetic_energy(motion, bodies, system)

@@ -39,7 +39,7 @@ def save_last_good(work, atoms, o):
 
 def finish(outcome, atoms, opened, o, output, work, source):
     from jaxmlip.cli import analysis, session
-    from jaxmlip.cli.dynamics import job, summary
+    from jaxmlip.cli.dynamics import job, ladders, summary
     from jaxmlip.md.files import read_table
 
     moving = o["beads"] == 1
@@ -47,10 +47,15 @@ def finish(outcome, atoms, opened, o, output, work, source):
     for tag, final in zip(job.tags(o), ends, strict=True):
         write_extxyz(output.paths[f"md{tag}_final.xyz"], final)
     tables = [read_table(one.table) for one in work.files if one.table is not None]
-    found = summary.summarize(tables, len(atoms))
+    if o["ladder"] is None:
+        found = summary.summarize(tables, len(atoms))
+    else:
+        found = ladders.results(o, outcome.motion, tables)
+    for text in ladders.warnings_of(found):
+        output.warn(text)
     title = f"{atoms.get_chemical_formula()}, {o['ensemble']}"
     if o["plot"]:
-        bath = o["temp"] if RECIPES[o["ensemble"]].bath else None
+        bath = ladders.targets(o) if RECIPES[o["ensemble"]].bath else None
         with task("plotting"):
             write(
                 output.paths["md.png"],
@@ -61,7 +66,8 @@ def finish(outcome, atoms, opened, o, output, work, source):
             outcome.sums, atoms.numbers, o["replicas"], opened.potential.cutoff
         )
         write_text(output.paths["md_rdf.csv"], text)
-    output.console.print(table({"dynamics": "left", "": "right"}, summary.rows(found), title=title))
+    shown = [*summary.rows(found), *ladders.rows(found)]
+    output.console.print(table({"dynamics": "left", "": "right"}, shown, title=title))
     output.finish(
         {
             "command": "md",
@@ -72,10 +78,10 @@ def finish(outcome, atoms, opened, o, output, work, source):
             **analysis.geometry(job.structures(outcome.motion, atoms, 1)[0]),
             "ensemble": str(o["ensemble"]),
             "timestep_fs": o["timestep"],
-            "target_temperature_K": o["temp"],
+            "target_temperature_K": o["temp"] if o["ladder"] is None else None,
             "target_pressure_GPa": o["pressure"] if RECIPES[o["ensemble"]].cell else None,
             "n_steps": int(outcome.motion.step),
-            "replicas": 1 if o["beads"] > 1 else o["replicas"],
+            "replicas": 1 if o["beads"] > 1 or o["ladder"] else o["replicas"],
             "beads": o["beads"],
             "seed": o["seed"],
             **found,

@@ -122,7 +122,12 @@ def with_beads(o: dict) -> dict:
 
 def integrator_of(ensemble: Ensemble, options: dict):
     """The integrator of an ensemble. options: of the command line, in its units."""
-    return RECIPES[ensemble].make(options)
+    if options["ladder"] is None:
+        return RECIPES[ensemble].make(options)
+    from jaxmlip.md import replica_exchange
+
+    bath = RECIPES[ensemble].make(options | {"temp": list(options["ladder"])})
+    return replica_exchange(bath, every=options["exchange_every"])
 
 
 def check_cell(ensemble: Ensemble, atoms, where: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxmlip.cli import selection
-from jaxmlip.cli.dynamics import ensembles, rings, start
+from jaxmlip.cli.dynamics import ensembles, ladders, rings, start
 from jaxmlip.cli.output import stem
 from jaxmlip.cli.session import predicts
 from jaxmlip.errors import UsageError
@@ -46,7 +46,8 @@ def prepared(atoms, opened, o, output, settings, source):
     )
     run = rings.resting(run, n) if ensembles.RECIPES[o["ensemble"]].settles else run
     run, motion = start.motion_of(run, atoms, o, n)
-    limits = {"hottest": o["beads"] * (3 * max(o["temp"], 300.0) + HOTTER), "steepest": TOO_STEEP}
+    hot = 3 * max(np.max(ladders.targets(o)), 300.0) + HOTTER
+    limits = {"hottest": o["beads"] * hot, "steepest": TOO_STEEP}
     if o["allow_unstable"]:
         limits = dict.fromkeys(limits, float("inf"))
     if o["max_uncertainty"] is not None:
@@ -74,11 +75,12 @@ def prepared(atoms, opened, o, output, settings, source):
 def _observed(atoms, system, opened, o):
     """(functions, their intervals, which are summed, what is kept of the prediction)."""
     from jaxmlip.md import observables
+    from jaxmlip.md.replica_exchange import walkers
 
     found = [(observables.frame, o["traj_every"])] if o["traj_every"] else []
     ring = o["beads"] > 1
     table = rings.observed(o["beads"], o["temp"]) if ring else observables.with_msd
-    found.append((table, o["stats_every"]))
+    found.append((table if o["ladder"] is None else walkers, o["stats_every"]))
     if o["response_every"]:
         alpha = predicts(opened.card, "polarizability")
         look = observables.responses(opened.potential.apply, alpha=alpha)

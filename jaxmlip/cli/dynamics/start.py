@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxmlip import units
+from jaxmlip.cli.dynamics.ladders import targets
 from jaxmlip.errors import DataError, ModelError, UsageError
 
 HYDROGEN = 1.5  # fs, longest step that is usual with hydrogen that moves freely
@@ -62,8 +63,8 @@ def warnings_of(atoms, o: dict):
             f"--friction {o['friction']:g} 1/fs acts on every atom and takes away the heat that "
             "flows: the conductivity will be too low; nve, nvt-csvr and nvt-nh keep it"
         )
-    if o["beads"] > 1 and has_velocities(atoms) and not o["new_velocities"]:
-        yield "rings begin with velocities of their own: those of FILE are not used"
+    if not _keeps_velocities(o) and has_velocities(atoms) and not o["new_velocities"]:
+        yield "rings and ladders begin with velocities of their own: those of FILE are not used"
     if o["response_every"] and o["ensemble"] == "nvt":
         width = units.hbar * o["friction"] / units.fs / units.invcm
         yield (
@@ -97,7 +98,8 @@ def motion_of(run, atoms, o: dict, n: int):
     from jaxmlip.md import at_rest, thermal_motion
 
     key, kept = jax.random.key(o["seed"]), has_velocities(atoms) and not o["new_velocities"]
-    kept &= o["beads"] == 1
+    kept &= _keeps_velocities(o)
+    wanted = o["beads"] * targets(o)
     if kept:
         motion = at_rest(run.system, key)
         velocities = np.tile(atoms.get_velocities(), (n, 1))  # ASE's unit of time is ours
@@ -105,7 +107,7 @@ def motion_of(run, atoms, o: dict, n: int):
         velocities = np.where(free, velocities, 0).astype(motion.positions.dtype)
         motion = _at_rest_as_a_whole(run, replace(motion, velocities=jax.numpy.asarray(velocities)))
     else:
-        motion = thermal_motion(run.system, run.bodies, key, temperature=o["beads"] * o["temp"])
+        motion = thermal_motion(run.system, run.bodies, key, temperature=wanted)
     if not o["remove_rot"]:
         return run, motion
     if atoms.pbc.any() or atoms.constraints:
@@ -114,7 +116,7 @@ def motion_of(run, atoms, o: dict, n: int):
             where="--remove-rot",
         )
     return without_rotation(
-        run, motion, keeps=o["ensemble"] != "nvt", temperature=None if kept else o["temp"]
+        run, motion, keeps=o["ensemble"] != "nvt", temperature=None if kept else wanted
     )
 
 
@@ -137,15 +139,20 @@ def _at_rest_as_a_whole(run, motion):
     return still
 
 
+def _keeps_velocities(o: dict) -> bool:
+    """Whether those of FILE would be of the right temperature."""
+    return o["beads"] == 1 and o["ladder"] is None
+
+
 def has_velocities(atoms) -> bool:
     return atoms.has("momenta") and bool(np.any(atoms.get_momenta()))
 
 
-def without_rotation(run, motion, *, keeps: bool, temperature: float | None):
+def without_rotation(run, motion, *, keeps: bool, temperature):
     """(run, motion) without angular momentum, for molecules.
 
     keeps: whether it stays so (no random forces): the rotations then are no degrees of freedom.
-    temperature: K, to which velocities are scaled.
+    temperature: K, one number or one a structure, to which velocities are scaled; None: not.
     """
     import jax
 

@@ -18,6 +18,7 @@ def summarize(tables, n_atoms: int) -> dict:
         "temperature_mean_K": mean("temperature_K"),
         "temperature_std_K": spread("temperature_K"),
         "energy_potential_mean_eV": mean("energy_potential_eV"),
+        "energy_potential_std_eV": spread("energy_potential_eV"),
         "energy_drift_meV_per_atom_per_ps": float(np.mean([drift(t, n_atoms) for t in tables])),
         "averages_leave_out_ps": WARM_UP * float(tables[0]["time_fs"][-1]) * 1e-3,
     }
@@ -43,8 +44,11 @@ def _late(table):
     return {name: values[start:] for name, values in table.items()}
 
 
-def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -> None:
-    """Conserved energy, temperature and pressure (or potential energy) against time; PNG."""
+def draw(path, tables, n_atoms: int, *, title: str, temperature) -> None:
+    """Conserved energy, temperature and pressure (or potential energy) against time; PNG.
+
+    temperature: K, of the bath: one number, one a table, or None.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,8 +67,8 @@ def draw(path, tables, n_atoms: int, *, title: str, temperature: float | None) -
             else table["energy_potential_eV"] / n_atoms
         )
         below.plot(time, last, color=plot.INK, lw=0.7)
-    if temperature is not None:
-        middle.axhline(temperature, color="#888888", lw=0.8, ls="--")
+    for kelvin in () if temperature is None else np.atleast_1d(temperature):
+        middle.axhline(kelvin, color="#888888", lw=0.8, ls="--")
     slope = np.mean([drift(t, n_atoms) for t in tables])
     told = f"drift {slope:+.2g} meV/atom/ps"
     above.set_title(told, loc="right", fontsize=9, color="#666666")
@@ -83,12 +87,11 @@ def rows(found: dict):
     """Lines of the table on the screen."""
     yield "time", f"{found['time_ps']:.4g} ps"
     yield "averages ± spread", f"without the first {found['averages_leave_out_ps']:.3g} ps"
-    yield (
-        "temperature",
-        f"{found['temperature_mean_K']:.1f} ± {found['temperature_std_K']:.1f} K",
-    )
-    yield "potential energy", f"{found['energy_potential_mean_eV']:.5f} eV"
     yield "drift", f"{found['energy_drift_meV_per_atom_per_ps']:+.3g} meV/atom/ps"
+    if "temperature_mean_K" in found:
+        mean, spread = found["temperature_mean_K"], found["temperature_std_K"]
+        yield "temperature", f"{mean:.1f} ± {spread:.1f} K"
+        yield "potential energy", f"{found['energy_potential_mean_eV']:.5f} eV"
     if "pressure_mean_GPa" in found:
         yield "pressure", f"{found['pressure_mean_GPa']:.3f} ± {found['pressure_std_GPa']:.3f} GPa"
         yield "volume", f"{found['volume_mean_A3']:.3f} Å³"

@@ -17,6 +17,7 @@ OBSERVABLES = {  # {name in a record: (name in files, unit of H5MD, suffix in ta
     "total_stress": ("stress", "eV Angstrom-3", "eV_per_A3"),
     "volume": ("volume", "Angstrom+3", "A3"),
     "msd": ("msd", "Angstrom+2", "A2"),
+    "walker": ("walker", "1", "index"),
     "gyration": ("gyration", "Angstrom", "A"),
     "vacf": ("vacf", "Angstrom+2 fs-2", "A2_per_fs2"),
     "uncertainty": ("forces_uncertainty_max", "eV Angstrom-1", "eV_per_A"),
