@@ -83,7 +83,7 @@ def test_the_gradient_of_a_trajectory_is_its_finite_difference(name):
     slope = (ordinary(STRENGTH + h, start)[0] - ordinary(STRENGTH - h, start)[0]) / (2 * h)
     assert_allclose(by_params, slope, rtol=1e-6, atol=1e-8)
     for part in start:
-        way = rng.normal(size=(4, 3))
+        way = rng.normal(size=(4, 3)) * np.std(start[part])  # velocities here are about 0.01
         ends = [
             ordinary(STRENGTH, start | {part: start[part] + sign * h * way})[0] for sign in (1, -1)
         ]
