@@ -20,6 +20,7 @@ from jaxmlip.md import (
     nose_hoover,
     nve,
     prepare,
+    relax,
     ring,
     ring_polymer,
     stochastic_cell,
@@ -77,7 +78,7 @@ def test_a_message_passing_potential_does_not_drift_in_five_picoseconds(dtype, l
     params = jax.tree.map(lambda x: np.asarray(x, dtype), params)
     atoms = molecule("CH3CH2OH")
     system = from_ase(atoms, potential.cutoff, dtype=dtype)
-    system, _ = jaxmlip.relax(potential, params, system, fmax=1e-2)
+    system, _ = relax(potential, params, system, fmax=1e-2)
     run = prepare(potential, params, system, nve(dt=0.1), masses=atoms.get_masses())
     motion = thermal_motion(system, run.bodies, jax.random.key(0), temperature=300.0)
     blocks = list(trajectory(run, motion, steps=50_000, block=10_000, record=20))

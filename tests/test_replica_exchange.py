@@ -46,7 +46,6 @@ def last(run, motion, *, steps, block=100, record=20):
 
 
 @pytest.mark.slow
-@pytest.mark.optimised
 def test_every_temperature_stays_canonical_and_accepts_as_theory_says():
     run, motion = ready(langevin(dt=2.0, temperature=LADDER, friction=0.05), every=100)
     found = last(run, motion, steps=60_000, block=60_000, record=100)
