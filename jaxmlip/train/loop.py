@@ -18,14 +18,16 @@ from jaxmlip.data.batching import batches
 from jaxmlip.data.prefetch import prefetch
 from jaxmlip.data.splits import load_split
 from jaxmlip.errors import NumericalError, ResourceError, UsageError, check_dtype, did_you_mean
+from jaxmlip.parallel.processes import agreed, anywhere, connect, first_process
 from jaxmlip.restart import newest_state, only_run, restore_state, stop_signals
-from jaxmlip.train.accuracy import add_up
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.config.settings import Config, stage_weights
 from jaxmlip.train.ending import add_uncertainty, solved
+from jaxmlip.train.evaluation.accuracy import add_up
 from jaxmlip.train.events import introduction, step_event, to_stderr
-from jaxmlip.train.feed import batches_from, made, made_valid, placed
-from jaxmlip.train.losses import add_sums, mean_loss, summary
-from jaxmlip.train.processes import agreed, anywhere, connect, first_process
+from jaxmlip.train.frames.reading import SPLIT
+from jaxmlip.train.objective.losses import add_sums, mean_loss, summary
+from jaxmlip.train.objective.terms import weights_at
 from jaxmlip.train.record import write_record
 from jaxmlip.train.saving import (
     MODEL,
@@ -39,11 +41,10 @@ from jaxmlip.train.saving import (
     save,
     write_metrics,
 )
-from jaxmlip.train.schedules import cosine, validated, warm
-from jaxmlip.train.settings import Config, stage_weights
-from jaxmlip.train.setup import SPLIT, Run, prepare
-from jaxmlip.train.step import averaged
-from jaxmlip.train.terms import weights_at
+from jaxmlip.train.setup import Run, prepare
+from jaxmlip.train.steps.feed import batches_from, made, made_valid, placed
+from jaxmlip.train.steps.schedules import cosine, validated, warm
+from jaxmlip.train.steps.step import averaged
 
 BAD_STEPS = 10  # in a row, before giving up
 

@@ -21,21 +21,12 @@ from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
 from jaxmlip.system import cast
-from jaxmlip.train.accuracy import metric_sums
-from jaxmlip.train.curvature import Known
-from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
-from jaxmlip.train.devices import parallel, part_buckets, spread
-from jaxmlip.train.ensemble import with_members
-from jaxmlip.train.feed import mesh_of, padding
-from jaxmlip.train.frames import SPLIT as SPLIT
-from jaxmlip.train.frames import given_energies, read_data
-from jaxmlip.train.losses import Term
-from jaxmlip.train.record import file_hash, files_of
-from jaxmlip.train.settings import LABELS, Config
-from jaxmlip.train.sources import bare_labels, same_labels
-from jaxmlip.train.start import begin, moving, settle, with_start
-from jaxmlip.train.step import training
-from jaxmlip.train.stored import (
+from jaxmlip.train.config.settings import LABELS, Config
+from jaxmlip.train.evaluation.accuracy import metric_sums
+from jaxmlip.train.frames.reading import given_energies, read_data
+from jaxmlip.train.frames.second_derivatives import of_teacher, phonopy_frames, taken
+from jaxmlip.train.frames.sources import bare_labels, same_labels
+from jaxmlip.train.frames.stored import (
     bind_to,
     energies_of,
     forces_rms,
@@ -44,7 +35,16 @@ from jaxmlip.train.stored import (
     neighbors_of,
     numbers_of,
 )
-from jaxmlip.train.terms import make_optimizer, make_remat, make_terms
+from jaxmlip.train.objective.curvature import Known
+from jaxmlip.train.objective.losses import Term
+from jaxmlip.train.objective.terms import make_terms
+from jaxmlip.train.record import file_hash, files_of
+from jaxmlip.train.start.beginning import begin, moving, settle, with_start
+from jaxmlip.train.steps.devices import parallel, part_buckets, spread
+from jaxmlip.train.steps.ensemble import with_members
+from jaxmlip.train.steps.feed import mesh_of, padding
+from jaxmlip.train.steps.optimizers import make_optimizer
+from jaxmlip.train.steps.step import make_remat, training
 
 log = logging.getLogger("jaxmlip")
 

@@ -13,7 +13,7 @@ from jaxmlip.interfaces.hessians import read_hessians, supercell_hessian
 from jaxmlip.interfaces.phonons.phonopy_files import read_phonopy
 from jaxmlip.neighbors import find_edges
 from jaxmlip.potential import PER_ATOM, bind
-from jaxmlip.train.curvature import Known, along_moves, from_hessian, soft_modes
+from jaxmlip.train.objective.curvature import Known, along_moves, from_hessian, soft_modes
 
 
 def with_hessians(frames, path):
