@@ -39,12 +39,12 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.extxyz import read_frames
 from jaxmlip.models import checkpoint
 from jaxmlip.system import cast
-from jaxmlip.train.config import read_config
-from jaxmlip.train.curvature_sources import of_teacher
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames.second_derivatives import of_teacher
 from jaxmlip.train.loop import batches_from, train
+from jaxmlip.train.objective.terms import weights_at
 from jaxmlip.train.saving import LAST, Position
 from jaxmlip.train.setup import prepare
-from jaxmlip.train.terms import weights_at
 from jaxmlip.vibrations.modes import normal_modes
 
 MODEL = {"channels": 16, "l_max": 2, "hidden_l": 1, "correlation": 2}

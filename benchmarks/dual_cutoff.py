@@ -30,9 +30,10 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import MACE, DualCutoff
 from jaxmlip.potential import bind
-from jaxmlip.train.accuracy import add_up, metric_sums, without_references
-from jaxmlip.train.losses import summary
-from jaxmlip.train.references import energies_of, refit
+from jaxmlip.train.evaluation.accuracy import add_up, metric_sums
+from jaxmlip.train.frames.references import refit, without_references
+from jaxmlip.train.frames.stored import energies_of
+from jaxmlip.train.objective.losses import summary
 
 
 def models(given, elements, neighbors, scale=1.0):

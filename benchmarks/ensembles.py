@@ -21,16 +21,16 @@ from jaxmlip.derivatives.first import with_forces
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import MACE
 from jaxmlip.system import concatenate
-from jaxmlip.train.ensemble import (
+from jaxmlip.train.objective.losses import Term, squared
+from jaxmlip.train.steps.ensemble import (
     ensemble,
     ensemble_potential,
     in_turn,
     split_members,
     together,
 )
-from jaxmlip.train.losses import Term, squared
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.step import training
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.step import training
 
 TERMS = {"energy": Term(1.0, squared), "forces": Term(10.0, squared)}
 

@@ -23,13 +23,14 @@ from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models import checkpoint
 from jaxmlip.pretrained import path_of
 from jaxmlip.system import cast
-from jaxmlip.train.accuracy import add_up, metric_sums, without_references
-from jaxmlip.train.losses import Term, huber, summary
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.references import bare_energies, energies_of, refit
-from jaxmlip.train.schedules import cosine, warm
-from jaxmlip.train.step import averaged, training
-from jaxmlip.train.transfer import last_layers, low_rank, transfer, whole
+from jaxmlip.train.evaluation.accuracy import add_up, metric_sums
+from jaxmlip.train.frames.references import bare_energies, refit, without_references
+from jaxmlip.train.frames.stored import energies_of
+from jaxmlip.train.objective.losses import Term, huber, summary
+from jaxmlip.train.start.transfer import last_layers, low_rank, transfer, whole
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.schedules import cosine, warm
+from jaxmlip.train.steps.step import averaged, training
 
 TERMS = {"energy": Term(100.0, huber(0.01)), "forces": Term(5.0, huber(0.1))}
 EMA = 0.9

@@ -19,10 +19,9 @@ from benchmarks.ensembles import TERMS, batch_of
 from benchmarks.systems import ELEMENTS
 from benchmarks.timing import Stopwatch, once
 from jaxmlip.models import MACE
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.settings import CHOICES, Config, Data
-from jaxmlip.train.step import training
-from jaxmlip.train.terms import make_remat
+from jaxmlip.train.config.settings import CHOICES, Config, Data
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.step import make_remat, training
 
 
 def compiled(model, system, labels, remat):

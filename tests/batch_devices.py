@@ -14,9 +14,9 @@ from toy_model import ToyModel, frames
 from jaxmlip.data.batching import Bucket, batch, make_buckets, plan
 from jaxmlip.errors import UsageError
 from jaxmlip.models.heads import given, heads_potential
-from jaxmlip.train import devices
-from jaxmlip.train.losses import Term, squared
-from jaxmlip.train.step import training
+from jaxmlip.train.objective.losses import Term, squared
+from jaxmlip.train.steps import devices
+from jaxmlip.train.steps.step import training
 
 N, MODEL = 8, ToyModel()
 TERMS = {"energy": Term(1.0, squared), "forces": Term(10.0, squared), "stress": Term(1.0, squared)}

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from jaxmlip.errors import DataError
-from jaxmlip.train import calibration as c
+from jaxmlip.train.evaluation import calibration as c
 
 N = 20_000
 RNG = np.random.default_rng(0)

@@ -23,8 +23,8 @@ from jaxmlip.data.survey import survey
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import iter_labelled, read_labelled, read_set
-from jaxmlip.train.config import read_config
-from jaxmlip.train.frames import check, read_data
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames.reading import check, read_data
 
 DATA = Path(__file__).parents[2] / "shared" / "data"  # beside a checkout, if at all
 HA, BOHR, KCAL = ase.units.Hartree, ase.units.Bohr, ase.units.kcal / ase.units.mol

@@ -21,12 +21,12 @@ from jaxmlip.interfaces.phonons.force_constants import ForceConstants
 from jaxmlip.interfaces.phonons.phonopy_files import write_phonopy
 from jaxmlip.potential import Potential
 from jaxmlip.system import edge_vectors, sum_edges, sum_energies, to_edges
-from jaxmlip.train.curvature import Known, drawn, from_hessian, with_directions
-from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
-from jaxmlip.train.losses import Term, loss, squared, summary
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.prediction import labelled_prediction
-from jaxmlip.train.step import training
+from jaxmlip.train.frames.second_derivatives import of_teacher, phonopy_frames, taken
+from jaxmlip.train.objective.curvature import Known, drawn, from_hessian, with_directions
+from jaxmlip.train.objective.losses import Term, loss, squared, summary
+from jaxmlip.train.objective.prediction import labelled_prediction
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.step import training
 
 
 def springs(stiffness=2.0, length=1.2):

@@ -40,8 +40,8 @@ from jaxmlip.interfaces.datasets import iter_atoms
 from jaxmlip.interfaces.guess_keys import guess_keys
 from jaxmlip.interfaces.labels import iter_labelled, read_labelled
 from jaxmlip.system import concatenate
-from jaxmlip.train.config import read_config
-from jaxmlip.train.frames import read_data
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames.reading import read_data
 from jaxmlip.train.setup import make_card
 
 

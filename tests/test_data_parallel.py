@@ -11,7 +11,8 @@ import pytest
 
 from jaxmlip.data.batching import Bucket, plan
 from jaxmlip.errors import UsageError
-from jaxmlip.train import devices, processes
+from jaxmlip.parallel import processes
+from jaxmlip.train.steps import devices
 
 HERE = Path(__file__).parent
 
@@ -64,7 +65,8 @@ def test_parts_are_even_and_have_every_frame_of_their_batch():
 
 PROGRAM = """
 import sys; sys.path.insert(0, {here!r})
-from jaxmlip.train import devices, processes
+from jaxmlip.parallel import processes
+from jaxmlip.train.steps import devices
 assert processes.connect() == 2 == processes.connect()
 import jax
 jax.config.update("jax_enable_x64", True)

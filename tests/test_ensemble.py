@@ -28,7 +28,9 @@ from jaxmlip.interfaces.ase import from_ase, to_ase
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential, add_field
 from jaxmlip.system import sum_atoms
-from jaxmlip.train.ensemble import (
+from jaxmlip.train.loop import train
+from jaxmlip.train.objective.losses import Term, squared
+from jaxmlip.train.steps.ensemble import (
     ensemble,
     ensemble_potential,
     in_turn,
@@ -37,9 +39,7 @@ from jaxmlip.train.ensemble import (
     stack_members,
     together,
 )
-from jaxmlip.train.loop import train
-from jaxmlip.train.losses import Term, squared
-from jaxmlip.train.step import training
+from jaxmlip.train.steps.step import training
 
 N, MODEL = 3, ToyModel()
 FRAMES = frames(8)

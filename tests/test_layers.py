@@ -37,6 +37,7 @@ LEVEL = {
     "cli": 5,
     "__main__": 6,
 }
+TRAIN = ("config", "objective", "frames", "steps", "evaluation", "start")  # each of those before
 HOMES = {
     "flax": {"nn", "models"},
     "optax": {"train", "md"},
@@ -94,6 +95,23 @@ FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_room_imports_only_lower_levels(path):
     assert not list(violations(path))
+
+
+def train_imports():
+    """(part of the training room, part it imports), the run itself being the part `run`."""
+    part = lambda name: name if name in TRAIN else "run"
+    for path in sorted((PACKAGE / "train").rglob("*.py")):
+        for name in imports_of(path):
+            if name.startswith("jaxmlip.train."):
+                own = path.relative_to(PACKAGE / "train").parts[0]
+                yield part(own), part(name.split(".")[2])
+
+
+def test_parts_of_training_import_only_parts_before_them():
+    order = (*TRAIN, "run")
+    pairs = set(train_imports())
+    assert ("run", "config") in pairs
+    assert not [(a, b) for a, b in pairs if order.index(b) > order.index(a)]
 
 
 def test_the_rule_sees_a_violation(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ from jaxmlip.errors import DataError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.system import concatenate
-from jaxmlip.train.config import read_config
-from jaxmlip.train.losses import (
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.config.settings import stage_weights
+from jaxmlip.train.objective.losses import (
     Term,
     absolute,
     conditional_huber,
@@ -24,11 +25,10 @@ from jaxmlip.train.losses import (
     squared,
     virial_per_atom,
 )
-from jaxmlip.train.optimizers import adam, muon, rule, schedule_free
+from jaxmlip.train.objective.terms import make_terms
 from jaxmlip.train.saving import Position
-from jaxmlip.train.schedules import cosine, validated, warm
-from jaxmlip.train.settings import stage_weights
-from jaxmlip.train.terms import make_terms
+from jaxmlip.train.steps.optimizers import adam, muon, rule, schedule_free
+from jaxmlip.train.steps.schedules import cosine, validated, warm
 
 # --- functions and measures ----------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.phonons import phono3py as door
 from jaxmlip.interfaces.phonons.conductivity import thermal_conductivity
+from jaxmlip.interfaces.phonons.cubic import irreducible_displacements
 from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
 from jaxmlip.interfaces.phonons.symmetry import symmetry
 
@@ -74,7 +75,7 @@ def test_symmetry_gives_what_all_columns_give(hcp):
     whole = whole.reshape(len(rows), 3, n, 3, n, 3).transpose(0, 2, 4, 1, 3, 5)
     assert_allclose(hcp.fc3, whole, atol=1e-10 * np.abs(whole).max())
     group = symmetry(from_phonopy_atoms(hcp.supercell))
-    atoms, _ = door.irreducible_displacements(group, rows)
+    atoms, _ = irreducible_displacements(group, rows)
     assert len(atoms) < len(pairs)
 
 

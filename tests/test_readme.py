@@ -25,8 +25,8 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
 
 
 def test_the_configuration_of_the_readme_is_understood(tmp_path):
-    from jaxmlip.train.config import read_config
-    from jaxmlip.train.terms import make_terms
+    from jaxmlip.train.config.read import read_config
+    from jaxmlip.train.objective.terms import make_terms
 
     (text,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
     for name in ("train.extxyz", "valid.extxyz", "hessians.npz"):

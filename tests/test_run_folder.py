@@ -11,7 +11,7 @@ from jaxmlip.cli import learning, watch
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
 from jaxmlip.models import checkpoint
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
 
 
 @pytest.mark.usefixtures("toy")

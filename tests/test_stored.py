@@ -12,13 +12,13 @@ from jaxmlip.errors import DataError, Interrupted
 from jaxmlip.interfaces import hdf5
 from jaxmlip.restart import read_state, saved_states
 from jaxmlip.system import System
-from jaxmlip.train import frames as of_runs
-from jaxmlip.train.config import read_config
-from jaxmlip.train.feed import batches_from
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames import reading as of_runs
+from jaxmlip.train.frames.stored import Stored, read_stored
 from jaxmlip.train.loop import train
 from jaxmlip.train.saving import Position
 from jaxmlip.train.setup import prepare
-from jaxmlip.train.stored import Stored, read_stored
+from jaxmlip.train.steps.feed import batches_from
 
 HELD = 3
 

@@ -26,11 +26,11 @@ from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
 from jaxmlip.restart import newest_state, only_run, read_state, saved_states
 from jaxmlip.system import cast, edge_vectors, sum_atoms, sum_edges, sum_energies, to_edges
-from jaxmlip.train.accuracy import evaluate, evaluate_model
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
 from jaxmlip.train.cross_validation import cross_validate
+from jaxmlip.train.evaluation.accuracy import evaluate, evaluate_model
 from jaxmlip.train.loop import train
-from jaxmlip.train.losses import (
+from jaxmlip.train.objective.losses import (
     Term,
     add_sums,
     deviation,
@@ -40,11 +40,11 @@ from jaxmlip.train.losses import (
     squared,
     summary,
 )
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.prediction import along, labelled_prediction, random_directions
-from jaxmlip.train.schedules import learning_rate
+from jaxmlip.train.objective.prediction import along, labelled_prediction, random_directions
 from jaxmlip.train.setup import check_dipoles
-from jaxmlip.train.step import averaged, training
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.schedules import learning_rate
+from jaxmlip.train.steps.step import averaged, training
 
 
 class Toy(nn.Module):

@@ -34,8 +34,9 @@ from jaxmlip.md.guards import _check_responses
 from jaxmlip.md.integrators import csvr, langevin, nve
 from jaxmlip.md.motion import thermal_motion
 from jaxmlip.md.observables import frame, pair_counts, responses, with_msd
+from jaxmlip.md.restart_points import last_good
 from jaxmlip.md.run import prepare
-from jaxmlip.md.simulate import Plan, last_good, simulate
+from jaxmlip.md.simulate import Plan, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
 from jaxmlip.restart import read_state, save_state, saved_states

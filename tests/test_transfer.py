@@ -24,18 +24,18 @@ from jaxmlip.models.leaves import by_name, is_readout, nested
 from jaxmlip.nn.linear import SpeciesEmbedding, species_index
 from jaxmlip.nn.readout import energy_prediction, read_scalar
 from jaxmlip.system import cast, edge_vectors, sum_edges, to_edges
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames.references import refit
+from jaxmlip.train.frames.sources import bare_labels, replayed
 from jaxmlip.train.loop import train
-from jaxmlip.train.losses import Term, squared
-from jaxmlip.train.optimizers import adam
-from jaxmlip.train.properties import add_property, readout_of, ridge, scalars
+from jaxmlip.train.objective.losses import Term, squared
 from jaxmlip.train.record import config_to_repeat, file_hash
-from jaxmlip.train.references import refit
 from jaxmlip.train.setup import make_card
-from jaxmlip.train.sources import bare_labels, replayed
-from jaxmlip.train.start import Beginning, _moved, settle
-from jaxmlip.train.step import training
-from jaxmlip.train.transfer import last_layers, low_rank, transfer
+from jaxmlip.train.start.beginning import Beginning, _moved, settle
+from jaxmlip.train.start.properties import add_property, readout_of, ridge, scalars
+from jaxmlip.train.start.transfer import last_layers, low_rank, transfer
+from jaxmlip.train.steps.optimizers import adam
+from jaxmlip.train.steps.step import training
 
 KEY = jax.random.key(0)
 TERMS = {"energy": Term(1.0, squared), "forces": Term(1.0, squared)}
@@ -527,7 +527,7 @@ def test_a_property_linear_in_the_features_is_found_and_travels_in_a_file(tmp_pa
 
 def test_the_error_of_what_is_left_out_is_that_of_fits_without_it():
     """Groups of rows against as many fits as there are groups, with a penalty of 1e-2."""
-    from jaxmlip.train.properties import _left_out
+    from jaxmlip.train.start.properties import _left_out
 
     rng = np.random.default_rng(3)
     x, c, y = rng.normal(size=(24, 5)), np.repeat(np.eye(2), 12, 0), rng.normal(size=24)

@@ -23,7 +23,7 @@ from jaxmlip.models.last_layer import (
     forces_uncertainty,
     last_layer,
 )
-from jaxmlip.train.uncertainty import (
+from jaxmlip.train.evaluation.uncertainty import (
     curvature,
     energy_errors,
     fit_uncertainty,

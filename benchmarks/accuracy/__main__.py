@@ -23,7 +23,7 @@ from benchmarks.accuracy.report import table
 from benchmarks.accuracy.sets import SETS, identity
 from jaxmlip.errors import JaxmlipError
 from jaxmlip.train import evaluate_model, train
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
 
 HERE = Path(__file__).parent
 PUBLISHED = {"model.fields.channels": 256, "model.fields.l_max": 3, "model.fields.hidden_l": 2}

@@ -71,9 +71,9 @@ def hessian(task, atoms, system, model, params):
 def training(task, atoms, system, model, params):
     """One step of the library's own trainer on five labelled copies."""
     from jaxmlip.system import concatenate
-    from jaxmlip.train.losses import Term, squared
-    from jaxmlip.train.optimizers import adam
-    from jaxmlip.train.step import training as trainer
+    from jaxmlip.train.objective.losses import Term, squared
+    from jaxmlip.train.steps.optimizers import adam
+    from jaxmlip.train.steps.step import training as trainer
 
     copies, energies, forces = labelled_copies(atoms)
     batch = concatenate([library.from_ase(a, task["cutoff"], dtype=task["dtype"]) for a in copies])

@@ -80,7 +80,7 @@ def _compared(file, model, *, keys, units, labels, batch_atoms) -> dict:
     from jaxmlip.interfaces.labels import read_labelled
     from jaxmlip.models import checkpoint
     from jaxmlip.potential import bind
-    from jaxmlip.train.accuracy import evaluate
+    from jaxmlip.train.evaluation.accuracy import evaluate
 
     card = model.card
     frames = read_labelled(

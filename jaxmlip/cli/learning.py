@@ -46,8 +46,8 @@ def parity(path: Path, settings) -> None:
     from jaxmlip import pretrained
     from jaxmlip.models import checkpoint
     from jaxmlip.potential import bind
-    from jaxmlip.train.loop import MODEL
-    from jaxmlip.train.parity import parity as values
+    from jaxmlip.train.evaluation.parity import parity as values
+    from jaxmlip.train.saving import MODEL
     from jaxmlip.train.setup import prepare
 
     run = prepare(settings, load=pretrained.load, find=pretrained.path_of)

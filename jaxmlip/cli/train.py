@@ -72,9 +72,9 @@ def train(
 
     from jaxmlip import pretrained
     from jaxmlip.cli import session
-    from jaxmlip.train.config import read_config
+    from jaxmlip.parallel.processes import first_process
+    from jaxmlip.train.config.read import read_config
     from jaxmlip.train.loop import train as run
-    from jaxmlip.train.processes import first_process
 
     _join(config, from_run, _overrides(set_ or (), out, dtype))
     config, out = _source(config, from_run, out)
@@ -118,8 +118,8 @@ def train(
 
 def _join(config, from_run, overrides):
     """Finds the other processes of a run on several devices, before anything looks at them."""
-    from jaxmlip.train.config import read_config
-    from jaxmlip.train.processes import connect
+    from jaxmlip.parallel.processes import connect
+    from jaxmlip.train.config.read import read_config
     from jaxmlip.train.record import CONFIG
 
     path = config or (from_run and from_run / CONFIG)

@@ -7,7 +7,7 @@ of phi phi^T over the training set, the variance of a prediction is
 
 (Bigi, Chong, Ceriotti and Grasselli, 2024, 10.1088/2632-2153/ad805f). The model file holds a matrix
 A with A^T A = alpha² (C + sigma²)^-1 beside the weights, so that the uncertainty is |A phi|; it is
-found by `train.uncertainty`.
+found by `train.evaluation.uncertainty`.
 """
 
 import re
@@ -67,7 +67,7 @@ def add_uncertainty(potential, leaves: Sequence[str]) -> Potential:
     """Adds `energy_uncertainty` [n_graphs], eV: |A phi|, with A of `params['uncertainty']`.
 
     Its gradient is zero: it is watched. `init` gives an A of NaN, for nothing is known of errors
-    before `train.uncertainty.fit_uncertainty`.
+    before `train.evaluation.uncertainty.fit_uncertainty`.
     """
 
     def init(key, system):
@@ -122,6 +122,8 @@ def split(params):
     """(params of the model, the matrix A) of params with an uncertainty."""
     if ROOM not in params:
         raise ModelError(
-            "the params have no uncertainty", code="JM511", fix="train.uncertainty.fit_uncertainty"
+            "the params have no uncertainty",
+            code="JM511",
+            fix="train.evaluation.uncertainty.fit_uncertainty",
         )
     return {k: v for k, v in params.items() if k != ROOM}, params[ROOM]["factor"]

@@ -4,6 +4,8 @@ parts = decompose(system, 4)
 mesh = device_mesh(4)
 program = jax.jit(predict(distributed(potential.apply, mesh)))
 prediction = restore(parts, program(params, place(parts.system, mesh)))
+
+`processes` is how several programs of one run find each other and agree.
 """
 
 from jaxmlip.parallel.decompose import (

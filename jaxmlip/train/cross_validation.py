@@ -13,8 +13,8 @@ import numpy as np
 from jaxmlip.errors import UsageError
 from jaxmlip.models import checkpoint
 from jaxmlip.models.checkpoint import whole_file
-from jaxmlip.train.config import read_config
-from jaxmlip.train.frames import write_folds
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.frames.reading import write_folds
 from jaxmlip.train.loop import train
 
 REPORT = "cross_validation.json"

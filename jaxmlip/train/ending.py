@@ -7,12 +7,12 @@ import jax
 
 from jaxmlip.errors import ResourceError
 from jaxmlip.system import cast
-from jaxmlip.train.accuracy import add_up
-from jaxmlip.train.feed import made_valid
-from jaxmlip.train.losses import summary
-from jaxmlip.train.properties import ridge
+from jaxmlip.train.evaluation.accuracy import add_up
+from jaxmlip.train.evaluation.uncertainty import write_uncertainty
+from jaxmlip.train.objective.losses import summary
 from jaxmlip.train.saving import MODEL, keep_models
-from jaxmlip.train.uncertainty import write_uncertainty
+from jaxmlip.train.start.properties import ridge
+from jaxmlip.train.steps.feed import made_valid
 
 
 def solved(run, *, report) -> Path:

@@ -18,14 +18,16 @@ from jaxmlip.data.batching import batches
 from jaxmlip.data.prefetch import prefetch
 from jaxmlip.data.splits import load_split
 from jaxmlip.errors import NumericalError, ResourceError, UsageError, check_dtype, did_you_mean
+from jaxmlip.parallel.processes import agreed, anywhere, connect, first_process
 from jaxmlip.restart import newest_state, only_run, restore_state, stop_signals
-from jaxmlip.train.accuracy import add_up
-from jaxmlip.train.config import read_config
+from jaxmlip.train.config.read import read_config
+from jaxmlip.train.config.settings import stage_weights
 from jaxmlip.train.ending import add_uncertainty, solved
+from jaxmlip.train.evaluation.accuracy import add_up
 from jaxmlip.train.events import introduction, step_event, to_stderr
-from jaxmlip.train.feed import batches_from, made, made_valid, placed
-from jaxmlip.train.losses import add_sums, mean_loss, summary
-from jaxmlip.train.processes import agreed, anywhere, connect, first_process
+from jaxmlip.train.frames.reading import SPLIT
+from jaxmlip.train.objective.losses import add_sums, mean_loss, summary
+from jaxmlip.train.objective.terms import weights_at
 from jaxmlip.train.record import write_record
 from jaxmlip.train.saving import (
     MODEL,
@@ -39,11 +41,10 @@ from jaxmlip.train.saving import (
     save,
     write_metrics,
 )
-from jaxmlip.train.schedules import cosine, validated, warm
-from jaxmlip.train.settings import Config, stage_weights
-from jaxmlip.train.setup import SPLIT, Run, prepare
-from jaxmlip.train.step import averaged
-from jaxmlip.train.terms import weights_at
+from jaxmlip.train.setup import Run, prepare
+from jaxmlip.train.steps.feed import batches_from, made, made_valid, placed
+from jaxmlip.train.steps.schedules import fraction, out_of_time, over, rate_at, validated, waited
+from jaxmlip.train.steps.step import averaged
 
 BAD_STEPS = 10  # in a row, before giving up
 
@@ -159,7 +160,7 @@ def _start(run, *, resume, report):
     check_same_run(record, run)
     at = Position(**record["position"])
     keep_metrics(run, epochs=at.epoch)
-    if at.finished and not _over(run, at):
+    if at.finished and not over(run, at):
         at = replace(at, finished=False)
     return restore_state(state, arrays), at
 
@@ -170,7 +171,7 @@ def run_epoch(run: Run, state, at: Position, *, stop, report):
     clock = saved = time.monotonic()
     with closing(prefetch(batches_from(run, at))) as made:  # made while the device works
         for which, system, labels in made:
-            if _out_of_time(run.config, at):
+            if out_of_time(run.config, at):
                 break
             rate = rate_at(run, at)
             given = np.asarray(rate, run.config.dtype)
@@ -239,7 +240,7 @@ def finish_epoch(run: Run, state, at: Position, *, report) -> Position:
         sums=None,
         seconds=at.seconds + seconds,
     )
-    at = replace(_next_stage(run, at), finished=_over(run, at))
+    at = replace(_next_stage(run, at), finished=over(run, at))
     event["seconds"] = round(at.seconds, 3)
     write_metrics(run, {k: v for k, v in event.items() if k != "event"}, report=report)
     report(event)
@@ -251,40 +252,10 @@ def _next_stage(run: Run, at: Position) -> Position:
     second = run.config.second_stage
     if second is None or at.stage == 2:
         return at
-    if _fraction(run, at) < second.start and not _waited(run, at):
+    if fraction(run, at) < second.start and not waited(run, at):
         return at
     end_first_stage(run)
     return replace(at, stage=2, best=None, waited=0, flat=0)
-
-
-def rate_at(run: Run, at: Position) -> float:
-    """The learning rate of the next step: by the planned steps or hours, whichever is nearer."""
-    o, second = run.config.optimizer, run.config.second_stage
-    if at.stage == 2 and second.learning_rate is not None:
-        return second.learning_rate
-    rate = o.learning_rate * warm(at.step, warmup=o.warmup_steps)
-    if o.schedule == "cosine":
-        return rate * cosine(_fraction(run, at), floor=o.floor)
-    return rate * at.share
-
-
-def _fraction(run, at):
-    hours = run.config.hours
-    return max(at.step / run.steps, at.seconds / (3600 * hours) if hours else 0.0)
-
-
-def _waited(run, at):
-    return run.config.patience is not None and at.waited >= run.config.patience
-
-
-def _over(run, at):
-    last_stage = run.config.second_stage is None or at.stage == 2
-    ended = at.epoch >= run.config.epochs or _out_of_time(run.config, at)
-    return ended or (last_stage and _waited(run, at))
-
-
-def _out_of_time(config: Config, at):
-    return config.hours is not None and at.seconds >= 3600 * config.hours
 
 
 def _plain(sums):

@@ -18,7 +18,7 @@ import jax
 import yaml
 
 from jaxmlip.errors import DataError, UsageError
-from jaxmlip.train.processes import first_process
+from jaxmlip.parallel.processes import first_process
 
 CONFIG, RECORD = "config.yaml", "run.json"
 DECIDING = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "numpy", "ase")  # packages

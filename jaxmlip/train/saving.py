@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jaxmlip.errors import Interrupted, ResourceError, UsageError
 from jaxmlip.models import checkpoint
+from jaxmlip.parallel.processes import first_process
 from jaxmlip.restart import save_state
-from jaxmlip.train.config import changes
-from jaxmlip.train.processes import first_process
+from jaxmlip.train.config.read import changes
 
 MODEL, LAST, METRICS = "model.safetensors", "last.safetensors", "metrics.jsonl"
 FIRST_STAGE = "first_stage.safetensors"  # the best model of the first of two stages

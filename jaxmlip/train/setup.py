@@ -20,22 +20,12 @@ from jaxmlip.data.statistics import fit_reference_energies
 from jaxmlip.errors import DataError, UsageError, did_you_mean
 from jaxmlip.models import checkpoint
 from jaxmlip.potential import Potential
-from jaxmlip.system import cast
-from jaxmlip.train.accuracy import metric_sums
-from jaxmlip.train.curvature import Known
-from jaxmlip.train.curvature_sources import of_teacher, phonopy_frames, taken
-from jaxmlip.train.devices import parallel, part_buckets, spread
-from jaxmlip.train.ensemble import with_members
-from jaxmlip.train.feed import mesh_of, padding
-from jaxmlip.train.frames import SPLIT as SPLIT
-from jaxmlip.train.frames import given_energies, read_data
-from jaxmlip.train.losses import Term
-from jaxmlip.train.record import file_hash, files_of
-from jaxmlip.train.settings import LABELS, Config
-from jaxmlip.train.sources import bare_labels, same_labels
-from jaxmlip.train.start import begin, moving, settle, with_start
-from jaxmlip.train.step import training
-from jaxmlip.train.stored import (
+from jaxmlip.train.config.settings import LABELS, Config
+from jaxmlip.train.evaluation.accuracy import metric_sums
+from jaxmlip.train.frames.reading import given_energies, read_data
+from jaxmlip.train.frames.second_derivatives import second_derivatives
+from jaxmlip.train.frames.sources import bare_labels, same_labels
+from jaxmlip.train.frames.stored import (
     bind_to,
     energies_of,
     forces_rms,
@@ -44,7 +34,16 @@ from jaxmlip.train.stored import (
     neighbors_of,
     numbers_of,
 )
-from jaxmlip.train.terms import make_optimizer, make_remat, make_terms
+from jaxmlip.train.objective.curvature import Known
+from jaxmlip.train.objective.losses import Term
+from jaxmlip.train.objective.terms import make_terms
+from jaxmlip.train.record import file_hash, files_of
+from jaxmlip.train.start.beginning import begin, moving, settle, with_start
+from jaxmlip.train.steps.devices import parallel, part_buckets, spread
+from jaxmlip.train.steps.ensemble import with_members
+from jaxmlip.train.steps.feed import mesh_of, padding
+from jaxmlip.train.steps.optimizers import make_optimizer
+from jaxmlip.train.steps.step import make_remat, training
 
 log = logging.getLogger("jaxmlip")
 
@@ -193,27 +192,6 @@ def buckets_of(frames, config: Config) -> tuple[Bucket, ...]:
     if config.buckets == 0:
         return choose_buckets(frames, max_atoms=config.batch_atoms)
     return make_buckets(frames, n_buckets=config.buckets, max_atoms=config.batch_atoms)
-
-
-def second_derivatives(config: Config, train, valid, terms, load):
-    """(train, valid, [Known or None] of each): `hessian` taken from the frames, others added."""
-    if "hessian" not in terms:
-        return train, valid, None, None
-    c, cutoff = config.curvature, float(config.model.fields["cutoff"])
-    like = {k: v for k, v in train[0][1].items() if k != "hessian"}
-    options = {"like": like, "dtype": config.dtype, "modes": c.modes}
-    train = train + phonopy_frames(c.force_constants, cutoff, **options)
-    (train, known), (valid, valid_known) = taken(train), taken(valid)
-    if c.teacher is not None:
-        potential, params = (load or (lambda path: checkpoint.load(path)[:2]))(c.teacher)
-        params = cast(params, config.dtype)
-        for frames, found in ((train, known), (valid, valid_known)):
-            rest = [i for i, one in enumerate(found) if one is None]
-            options = {"n_directions": c.teacher_directions, "seed": config.seed}
-            told = of_teacher(potential, params, [frames[i] for i in rest], **options)
-            for i, one in zip(rest, told, strict=True):
-                found[i] = one
-    return train, valid, known, valid_known
 
 
 def _only(frames, terms):

@@ -27,7 +27,7 @@ def check_folder(work, o, states, output):
 
 def save_last_good(work, atoms, o):
     from jaxmlip.cli.dynamics import job
-    from jaxmlip.md.simulate import last_good
+    from jaxmlip.md.restart_points import last_good
 
     found = last_good(work)
     if found is None:

@@ -50,49 +50,48 @@ def diffusion(source: Source, how: How, output) -> list[Coefficients]:
     ]
 
 
-def viscosity(source: Source, how: How, output) -> list[Coefficients]:
-    s, dt = source.take("stresses", "stresses of a periodic cell, in .traj and .xyz with momenta")
-    found = spectra.viscosity(
-        s,
-        dt=dt,
-        temperature=thermal(source, how)["temperature"],
-        volume=source.volume(),
-        upto=how.upto,
-        n_blocks=how.blocks or PARTS,
-    )
-    return [
-        Coefficients(
-            kind="viscosity",
-            key="viscosity_mPa_s",
-            label="shear viscosity (mPa s)",
-            curve="running integral (mPa s)",
-            found={"all": found},
-            factor=1e3,
-            more={"viscosity_upto_fs": how.upto},
+def green_kubo(coefficient, series: str, needs: str, **names):
+    """(source, how, output) -> [Coefficients]: the running integral of a series of the trajectory.
+
+    coefficient: of `spectra`, of the series; needs: what a trajectory must have; names: of
+    `Coefficients`.
+    """
+
+    def found(source: Source, how: How, output) -> list[Coefficients]:
+        values, dt = source.take(series, needs)
+        one = coefficient(
+            values,
+            dt=dt,
+            temperature=thermal(source, how)["temperature"],
+            volume=source.volume(),
+            upto=how.upto,
+            n_blocks=how.blocks or PARTS,
         )
-    ]
+        more = {f"{names['kind']}_upto_fs": how.upto}
+        return [Coefficients(found={"all": one}, more=more, **names)]
+
+    return found
 
 
-def conductivity(source: Source, how: How, output) -> list[Coefficients]:
-    j, dt = source.take("heat_fluxes", "`jaxmlip md --heat-flux-every 5 --format h5md`")
-    found = spectra.thermal_conductivity(
-        j,
-        dt=dt,
-        temperature=thermal(source, how)["temperature"],
-        volume=source.volume(),
-        upto=how.upto,
-        n_blocks=how.blocks or PARTS,
-    )
-    return [
-        Coefficients(
-            kind="conductivity",
-            key="thermal_conductivity_W_per_m_K",
-            label="thermal conductivity (W/(m K))",
-            curve="running integral (W/(m K))",
-            found={"all": found},
-            more={"conductivity_upto_fs": how.upto},
-        )
-    ]
+viscosity = green_kubo(
+    spectra.viscosity,
+    "stresses",
+    "stresses of a periodic cell, in .traj and .xyz with momenta",
+    kind="viscosity",
+    key="viscosity_mPa_s",
+    label="shear viscosity (mPa s)",
+    curve="running integral (mPa s)",
+    factor=1e3,
+)
+conductivity = green_kubo(
+    spectra.thermal_conductivity,
+    "heat_fluxes",
+    "`jaxmlip md --heat-flux-every 5 --format h5md`",
+    kind="conductivity",
+    key="thermal_conductivity_W_per_m_K",
+    label="thermal conductivity (W/(m K))",
+    curve="running integral (W/(m K))",
+)
 
 
 def without_images(found: list, source: Source, how: How) -> dict:

@@ -1,8 +1,7 @@
 """The door to phono3py: crystals with exact quadratic and cubic force constants, and their files.
 
-Derivatives of the Hessian by displacements of the symmetry-irreducible atoms of the primitive cell
-are automatic ones; the space group of the supercell gives all others. phono3py, which is not
-needed otherwise, goes on from them (`conductivity`).
+The constants are automatic derivatives (`cubic`). phono3py, which is not needed otherwise, goes on
+from them (`conductivity`).
 
     crystal = phono3py_crystal(atoms, (2, 2, 2), harmonic=(4, 4, 4))
     crystal = with_force_constants(crystal, potential, params)
@@ -13,14 +12,13 @@ import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.derivatives.second.free_memory import host_memory
 from jaxmlip.derivatives.second.hessian import hessian
-from jaxmlip.derivatives.third import hessian_slope
 from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
-from jaxmlip.interfaces.phonons.symmetry import Symmetry, displacement_directions, symmetry
+from jaxmlip.interfaces.phonons.cubic import cubic_force_constants, irreducible_displacements
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 from jaxmlip.potential import bind
 
 
@@ -155,37 +153,6 @@ def quadratic_force_constants(apply, rows, *, memory=None):
     return constants
 
 
-def cubic_force_constants(apply, rows, group: Symmetry, *, memory=None, report=None):
-    """(params, supercell) -> d³E/dr_i dr_j dr_k, [n_rows, n, n, 3, 3, 3], eV/Å³, i in `rows`.
-
-    group: of the supercell. report: see `with_force_constants`. Costs one derivative of the Hessian
-    for each direction of `irreducible_displacements`. Slopes for u at atom a become those for R u
-    at its image under every operation; any three of them that span space give the slopes along x,
-    y and z.
-    """
-    atoms, directions = irreducible_displacements(group, rows)
-
-    def constants(params, system):
-        n = system.n_atoms
-        slope = hessian_slope(apply, memory=memory)
-
-        @jax.jit
-        def along(params, system, atom, direction):
-            return slope(params, system, jnp.zeros((n, 3)).at[atom].set(direction))
-
-        found = []
-        for a, u in zip(atoms, directions, strict=True):
-            found.append(np.asarray(along(params, system, a, u), float).transpose(0, 2, 1, 3))
-            if report is not None:
-                report(len(found), len(atoms))
-        out = np.zeros((len(rows), n, n, 3, 3, 3))  # there once: it is most of the memory
-        for place, row in zip(out, rows, strict=True):
-            _add_turned(place, group, row, atoms, directions, found)
-        return out
-
-    return constants
-
-
 def n_slopes(crystal) -> int:
     """How many derivatives of the Hessian the cubic constants of a `Phono3py` cost."""
     from jaxmlip.interfaces.phonons.phonopy_files import from_phonopy_atoms
@@ -202,13 +169,6 @@ def sum_rules(crystal) -> dict:
     }
 
 
-def irreducible_displacements(group: Symmetry, rows):
-    """(atoms [n], unit vectors [n, 3]): displacements whose slopes give those of all `rows`."""
-    first = np.unique(group.equivalent[np.asarray(rows)])
-    each = [displacement_directions(group, a) for a in first]
-    return np.repeat(first, [len(d) for d in each]), np.concatenate(each)
-
-
 def write_force_constants(crystal, folder=".") -> None:
     """phono3py.yaml, fc2.hdf5 and fc3.hdf5 in a folder, from which the program goes on."""
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
@@ -223,43 +183,6 @@ def write_force_constants(crystal, folder=".") -> None:
         crystal.save(str(folder / "phono3py.yaml"))
     except OSError as error:
         raise ResourceError(f"cannot write: {error}", where=str(folder)) from error
-
-
-def _add_turned(out, group, row, atoms, directions, found):
-    """Into out [n, n, 3, 3, 3], slopes of the Hessian by atom `row`, from the irreducible ones."""
-    turned, sources = [], []
-    for k in np.flatnonzero(atoms == group.equivalent[row]):
-        operations = np.flatnonzero(group.permutations[:, atoms[k]] == row)
-        turned += list(group.cartesian[operations] @ directions[k])
-        sources += [(k, o) for o in operations]
-    chosen = _spanning(np.array(turned))
-    inverse = np.linalg.inv(np.array(turned)[chosen])
-    for weights, (k, operation) in zip(inverse.T, [sources[i] for i in chosen], strict=True):
-        slope = _moved(group, operation, found[k])
-        for axis in range(3):
-            out[:, :, axis] += weights[axis] * slope
-
-
-def _spanning(vectors):
-    """Three vectors that span space, chosen one after the other, each farthest from the others."""
-    chosen, rest = [], vectors.copy()
-    for _ in range(3):
-        lengths = np.linalg.norm(rest, axis=1)
-        best = int(lengths.argmax())
-        if lengths[best] < 1e-3:
-            raise UsageError("the displacements do not span space", where="cubic_force_constants")
-        axis = rest[best] / lengths[best]
-        chosen.append(best)
-        rest = rest - np.outer(rest @ axis, axis)
-    return chosen
-
-
-def _moved(group, operation, slope):
-    """A tensor [n, n, 3, 3] under an operation: atom j goes to permutation[j], axes turn."""
-    r, places = group.cartesian[operation], group.permutations[operation]
-    out = np.empty_like(slope)
-    out[np.ix_(places, places)] = r @ slope @ r.T
-    return out
 
 
 def _check_masses(atoms):

@@ -119,7 +119,7 @@ class Replay:
 @dataclass(frozen=True, kw_only=True)
 class Property:
     """A scalar of structures, read from the features of a frozen `start.model`: all that is trained
-    then. Without hidden layers it is solved exactly (`train.properties.ridge`), in no epochs."""
+    then. Without hidden layers it is solved exactly (`start.properties.ridge`), in no epochs."""
 
     name: str
     key: str | None = None  # in the info of the frames; None: REF_<name>

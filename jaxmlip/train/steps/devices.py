@@ -14,8 +14,8 @@ task a device, each of which sees all devices of its node (JAX picks its own by 
         jaxmlip train run.yaml --set devices=all
 
 Elsewhere JAX_COORDINATOR (host:port), JAX_PROCESSES and JAX_PROCESS tell how they find each other
-(`processes.connect`). All plan the same batches from the same seed, each builds its own parts, and
-only process 0 writes files.
+(`parallel.processes.connect`). All plan the same batches from the same seed, each builds its own
+parts, and only process 0 writes files.
 """
 
 from collections.abc import Callable

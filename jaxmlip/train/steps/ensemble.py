@@ -36,7 +36,7 @@ __all__ = [
 def ensemble(
     init: Callable, step: Callable, n: int, *, share: float = 1.0, over: Callable = together
 ):
-    """`(init, step)` of n members from those of one (`train.step.training`), each one compile.
+    """`(init, step)` of n members from those of one (`step.training`), each one compile.
 
     init(key, system): states of n members from n keys. step(states, system, labels, ...): all
     members take a step on the same batch; metrics are those of the members together: mean loss,

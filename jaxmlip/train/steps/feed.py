@@ -7,8 +7,8 @@ import jax
 
 from jaxmlip.data.batching import atoms_of, batch, plan, waste
 from jaxmlip.errors import UsageError
-from jaxmlip.train.curvature import with_directions
-from jaxmlip.train.devices import device_mesh, divide, everywhere, fitting, parallel_batch
+from jaxmlip.train.objective.curvature import with_directions
+from jaxmlip.train.steps.devices import device_mesh, divide, everywhere, fitting, parallel_batch
 
 
 def mesh_of(config):

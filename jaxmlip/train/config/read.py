@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from jaxmlip.errors import UsageError, did_you_mean
-from jaxmlip.train.resolve import resolved
-from jaxmlip.train.settings import CHOICES, MAY_CHANGE, SECTIONS, Config, Data
+from jaxmlip.train.config.resolve import resolved
+from jaxmlip.train.config.settings import CHOICES, MAY_CHANGE, SECTIONS, Config, Data
 
 
 def read_config(path, *, overrides: dict | None = None) -> Config:

@@ -24,8 +24,8 @@ from jaxmlip.errors import DataError, UsageError
 from jaxmlip.models import checkpoint
 from jaxmlip.models.last_layer import ROOM, features, last_layer
 from jaxmlip.system import System
-from jaxmlip.train.calibration import calibration
-from jaxmlip.train.stored import bind_to, mapped
+from jaxmlip.train.evaluation.calibration import calibration
+from jaxmlip.train.frames.stored import bind_to, mapped
 
 SIGMAS = np.logspace(-14, 2, 97)  # sigma² tried, in units of the largest eigenvalue of C
 

@@ -14,9 +14,10 @@ import optax
 
 from jaxmlip.models.heads import given
 from jaxmlip.system import cast
-from jaxmlip.train.losses import Term, loss
-from jaxmlip.train.optimizers import rule
-from jaxmlip.train.prediction import along, labelled_prediction, random_directions
+from jaxmlip.train.config.settings import Config
+from jaxmlip.train.objective.losses import Term, loss
+from jaxmlip.train.objective.prediction import along, labelled_prediction, random_directions
+from jaxmlip.train.steps.optimizers import rule
 
 
 @jax.tree_util.register_dataclass
@@ -103,3 +104,12 @@ def averaged(state: TrainState, *, ema: float) -> dict:
         return state.params
     of = lambda x: weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
     return jax.tree.map(lambda x: x / np.asarray(of(x), x.dtype), state.average)
+
+
+def make_remat(config: Config):
+    """The policy of `jax.checkpoint` that the configuration names, or None."""
+    return {
+        "none": None,
+        "dots": jax.checkpoint_policies.dots_saveable,
+        "all": jax.checkpoint_policies.nothing_saveable,
+    }[config.remat]

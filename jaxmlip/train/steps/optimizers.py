@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import optax
 
+from jaxmlip.train.config.settings import Config
+
 
 class Rule(NamedTuple):
     """How parameters move. A frozen leaf of gradient zero stays, up to weight decay."""
@@ -61,6 +63,16 @@ def schedule_free(*, clip: float, weight_decay: float, b1: float = 0.9) -> Rule:
         return optax.apply_updates(params, change), memory
 
     return Rule(with_rate(1.0).init, update, optax.contrib.schedule_free_eval_params)
+
+
+def make_optimizer(config: Config):
+    """The `Rule` or optax transformation that the configuration names."""
+    o = config.optimizer
+    if o.method == "muon":
+        return muon(clip=o.clip, weight_decay=o.weight_decay)
+    if o.method == "schedule_free":
+        return schedule_free(clip=o.clip, weight_decay=o.weight_decay)
+    return adam(clip=o.clip, weight_decay=o.weight_decay, amsgrad=o.amsgrad)
 
 
 def rule(direction) -> Rule:

@@ -1,9 +1,10 @@
-"""From the words of a configuration to functions: the terms of the loss, the optimiser, memory."""
+"""From the words of a configuration to the terms of the loss and their weights."""
 
-import jax
+import jax.numpy as jnp
 
 from jaxmlip.errors import UsageError
-from jaxmlip.train.losses import (
+from jaxmlip.train.config.settings import Config, stage_weights, weights
+from jaxmlip.train.objective.losses import (
     Term,
     absolute,
     conditional_huber,
@@ -12,8 +13,6 @@ from jaxmlip.train.losses import (
     squared,
     virial_per_atom,
 )
-from jaxmlip.train.optimizers import adam, muon, schedule_free
-from jaxmlip.train.settings import Config, stage_weights, weights
 
 
 def make_terms(config: Config) -> dict[str, Term]:
@@ -40,26 +39,7 @@ def _measure(loss, name):
     return virial_per_atom if name == "stress" and loss.stress_as == "virial" else None
 
 
-def make_optimizer(config: Config):
-    """The `Rule` or optax transformation that the configuration names."""
-    o = config.optimizer
-    if o.method == "muon":
-        return muon(clip=o.clip, weight_decay=o.weight_decay)
-    if o.method == "schedule_free":
-        return schedule_free(clip=o.clip, weight_decay=o.weight_decay)
-    return adam(clip=o.clip, weight_decay=o.weight_decay, amsgrad=o.amsgrad)
-
-
-def make_remat(config: Config):
-    """The policy of `jax.checkpoint` that the configuration names, or None."""
-    return {
-        "none": None,
-        "dots": jax.checkpoint_policies.dots_saveable,
-        "all": jax.checkpoint_policies.nothing_saveable,
-    }[config.remat]
-
-
 def weights_at(config: Config, stage: int, terms) -> dict:
     """{label: weight} of the terms in a stage, of the dtype of the run."""
     given = stage_weights(config, stage)
-    return {name: jax.numpy.asarray(given[name], config.dtype) for name in terms}
+    return {name: jnp.asarray(given[name], config.dtype) for name in terms}

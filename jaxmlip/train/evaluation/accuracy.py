@@ -6,14 +6,13 @@ import jax
 import numpy as np
 
 from jaxmlip.data.batching import atoms_of, batch, make_buckets, plan
-from jaxmlip.data.statistics import remove_reference_energies
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import read_labelled
 from jaxmlip.models.heads import given
 from jaxmlip.potential import bind
-from jaxmlip.train.losses import Term, add_sums, loss, squared, summary
-from jaxmlip.train.prediction import labelled_prediction
-from jaxmlip.train.stored import Stored, energies_of, mapped, numbers_of
+from jaxmlip.train.frames.references import without_references
+from jaxmlip.train.objective.losses import Term, add_sums, loss, squared, summary
+from jaxmlip.train.objective.prediction import labelled_prediction
 
 PREDICTED = (
     *("energy", "forces", "stress"),
@@ -88,15 +87,6 @@ def evaluate_model(
     return evaluate(
         bare, params, frames, labels=labels, reference_energies=reference, batch_atoms=batch_atoms
     )
-
-
-def without_references(frames, reference: dict[int, float] | None):
-    """The frames with the energies of free atoms removed in float64."""
-    energies = energies_of(frames)
-    if not reference or np.isnan(energies).all():
-        return frames if isinstance(frames, Stored) else list(frames)
-    rest = remove_reference_energies(numbers_of(frames), energies, reference)
-    return mapped(frames, lambda i, system, labels: labels | {"energy": rest[i][None]})
 
 
 def _comparable(potential, params, frames):

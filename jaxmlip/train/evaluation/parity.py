@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxmlip.data.batching import batches
 from jaxmlip.models.heads import given
-from jaxmlip.train.prediction import labelled_prediction
+from jaxmlip.train.objective.prediction import labelled_prediction
 
 
 def parity(potential, params, frames, buckets, *, terms) -> dict[str, tuple]:

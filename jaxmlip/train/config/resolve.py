@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxmlip import models
 from jaxmlip.errors import UsageError, did_you_mean
-from jaxmlip.train.settings import LABELS, Config, Curvature, Model, Replay, Start, weights
+from jaxmlip.train.config.settings import LABELS, Config, Curvature, Model, Replay, Start, weights
 
 
 def resolved(config: Config, folder: Path, where) -> Config:

@@ -20,7 +20,7 @@ from jaxmlip.models import checkpoint
 from jaxmlip.models.properties import check_entry, predicted_with_scalars, property_params
 from jaxmlip.potential import bind
 from jaxmlip.system import cast
-from jaxmlip.train.transfer import part
+from jaxmlip.train.start.transfer import part
 
 STRENGTHS = tuple(10.0**k for k in range(-8, 5))  # of the penalty, in squared singular values / n
 

@@ -17,11 +17,11 @@ from jaxmlip.data.splits import folds, load_split, save_split, split
 from jaxmlip.data.survey import survey
 from jaxmlip.errors import DataError
 from jaxmlip.interfaces.labels import atomic_number, read_set
-from jaxmlip.train.curvature_sources import with_hessians
-from jaxmlip.train.processes import first_process
-from jaxmlip.train.settings import Config, weights
-from jaxmlip.train.sources import headed, with_property
-from jaxmlip.train.stored import free_atoms, is_stored, mapped, read_stored, taken
+from jaxmlip.parallel.processes import first_process
+from jaxmlip.train.config.settings import Config, weights
+from jaxmlip.train.frames.second_derivatives import with_hessians
+from jaxmlip.train.frames.sources import headed, with_property
+from jaxmlip.train.frames.stored import free_atoms, is_stored, mapped, read_stored, taken
 
 SPLIT = "split.json"
 STOPPING = (  # what no run can mean; the rest is told

@@ -11,9 +11,33 @@ from jaxmlip.errors import DataError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.hessians import read_hessians, supercell_hessian
 from jaxmlip.interfaces.phonons.phonopy_files import read_phonopy
+from jaxmlip.models import checkpoint
 from jaxmlip.neighbors import find_edges
 from jaxmlip.potential import PER_ATOM, bind
-from jaxmlip.train.curvature import Known, along_moves, from_hessian, soft_modes
+from jaxmlip.system import cast
+from jaxmlip.train.config.settings import Config
+from jaxmlip.train.objective.curvature import Known, along_moves, from_hessian, soft_modes
+
+
+def second_derivatives(config: Config, train, valid, terms, load):
+    """(train, valid, [Known or None] of each): `hessian` taken from the frames, others added."""
+    if "hessian" not in terms:
+        return train, valid, None, None
+    c, cutoff = config.curvature, float(config.model.fields["cutoff"])
+    like = {k: v for k, v in train[0][1].items() if k != "hessian"}
+    options = {"like": like, "dtype": config.dtype, "modes": c.modes}
+    train = train + phonopy_frames(c.force_constants, cutoff, **options)
+    (train, known), (valid, valid_known) = taken(train), taken(valid)
+    if c.teacher is not None:
+        potential, params = (load or (lambda path: checkpoint.load(path)[:2]))(c.teacher)
+        params = cast(params, config.dtype)
+        for frames, found in ((train, known), (valid, valid_known)):
+            rest = [i for i, one in enumerate(found) if one is None]
+            options = {"n_directions": c.teacher_directions, "seed": config.seed}
+            told = of_teacher(potential, params, [frames[i] for i in rest], **options)
+            for i, one in zip(rest, told, strict=True):
+                found[i] = one
+    return train, valid, known, valid_known
 
 
 def with_hessians(frames, path):

@@ -1,4 +1,4 @@
-"""Learning rates over a run, and what the validation decides: host numbers, pure functions."""
+"""Learning rates over a run, its end, and what the validation decides: host numbers, pure."""
 
 import math
 from dataclasses import replace
@@ -34,3 +34,40 @@ def validated(at, metric: float, *, factor: float, patience: int, floor: float):
     if at.flat > patience:
         at = replace(at, share=max(at.share * factor, floor), flat=0)
     return at, False
+
+
+# --- of a run and its position --------------------------------------------------------------------
+
+
+def rate_at(run, at) -> float:
+    """The learning rate of the next step: by the planned steps or hours, whichever is nearer."""
+    o, second = run.config.optimizer, run.config.second_stage
+    if at.stage == 2 and second.learning_rate is not None:
+        return second.learning_rate
+    rate = o.learning_rate * warm(at.step, warmup=o.warmup_steps)
+    if o.schedule == "cosine":
+        return rate * cosine(fraction(run, at), floor=o.floor)
+    return rate * at.share
+
+
+def fraction(run, at) -> float:
+    """Of the plan that is done."""
+    hours = run.config.hours
+    return max(at.step / run.steps, at.seconds / (3600 * hours) if hours else 0.0)
+
+
+def waited(run, at) -> bool:
+    """Whether the validations have had no better one for as long as the run has patience."""
+    return run.config.patience is not None and at.waited >= run.config.patience
+
+
+def over(run, at) -> bool:
+    """Whether the run ends here."""
+    last_stage = run.config.second_stage is None or at.stage == 2
+    ended = at.epoch >= run.config.epochs or out_of_time(run.config, at)
+    return ended or (last_stage and waited(run, at))
+
+
+def out_of_time(config, at) -> bool:
+    """Whether the hours of the run are spent."""
+    return config.hours is not None and at.seconds >= 3600 * config.hours

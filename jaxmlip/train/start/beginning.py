@@ -23,13 +23,13 @@ from jaxmlip.models import checkpoint
 from jaxmlip.models.elements import extend_elements, keep_elements
 from jaxmlip.models.heads import HEAD, heads_potential, stack_heads
 from jaxmlip.models.leaves import nested
-from jaxmlip.train.frames import given_energies
-from jaxmlip.train.properties import add_property, readout_of
-from jaxmlip.train.references import references_of
-from jaxmlip.train.settings import Config, Model
-from jaxmlip.train.sources import of_heads, replayed
-from jaxmlip.train.stored import energies_of, numbers_of
-from jaxmlip.train.transfer import transfer, update_named
+from jaxmlip.train.config.settings import Config, Model
+from jaxmlip.train.frames.reading import given_energies
+from jaxmlip.train.frames.references import references_of
+from jaxmlip.train.frames.sources import of_heads, replayed
+from jaxmlip.train.frames.stored import energies_of, numbers_of
+from jaxmlip.train.start.properties import add_property, readout_of
+from jaxmlip.train.start.transfer import transfer, update_named
 
 KEPT = ("licence", "citation", "electrostatics", "dispersion")  # of the card that is started from
 BESIDE = ("uncertainty", "properties")  # fitted to what it was: not gone on with
@@ -85,7 +85,7 @@ def begin(config: Config, terms, *, find: Callable | None = None):
         raise UsageError(
             "a property run would lose the uncertainty of this model",
             where=config.start.model,
-            fix="add the property first, and then train.uncertainty.write_uncertainty",
+            fix="add the property first, and then train.evaluation.uncertainty.write_uncertainty",
         )
     card = {name: value for name, value in card.items() if name not in {*BESIDE} - frozen}
     kept = {name: x for name, x in leaves.items() if name.split("/")[0] in {"params"} | frozen}

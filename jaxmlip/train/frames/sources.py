@@ -18,10 +18,10 @@ from jaxmlip.models.heads import HEAD
 from jaxmlip.models.leaves import nested
 from jaxmlip.potential import PER_ATOM, PER_STRUCTURE, bind
 from jaxmlip.system import cast
-from jaxmlip.train.accuracy import without_references
-from jaxmlip.train.prediction import labelled_prediction
-from jaxmlip.train.settings import Config
-from jaxmlip.train.stored import Stored, mapped
+from jaxmlip.train.config.settings import Config
+from jaxmlip.train.frames.references import without_references
+from jaxmlip.train.frames.stored import Stored, mapped
+from jaxmlip.train.objective.prediction import labelled_prediction
 
 
 def headed(config: Config, path, frames, *, default: str | None = None) -> list:
@@ -135,7 +135,7 @@ def same_labels(frames) -> list:
 def replayed(config: Config, begun, terms, n_new: int) -> list:
     """Frames of `config.replay`: as many as make its fraction of all, drawn once by the seed.
 
-    begun: `start.Beginning`, whose predictions are their labels where they are asked for.
+    begun: `start.beginning.Beginning`, whose predictions are their labels where they are asked for.
     """
     r = config.replay
     if r is None:

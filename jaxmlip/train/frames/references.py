@@ -1,6 +1,6 @@
-"""Reference energies of a run that goes on from a potential: what its labels have and it has not.
+"""Reference energies: taken from labels, and refitted for a run that goes on from a potential.
 
-They belong to a level of theory. The start predicts energies without them; what is then missing
+They belong to a level of theory. Such a start predicts energies without them; what is then missing
 from the labels, element by element, is theirs.
 """
 
@@ -8,15 +8,25 @@ import jax
 import numpy as np
 
 from jaxmlip.data.batching import atoms_of, batch, make_buckets, plan
+from jaxmlip.data.statistics import remove_reference_energies
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.labels import atomic_number
 from jaxmlip.models import checkpoint
 from jaxmlip.system import cast
-from jaxmlip.train.settings import Config
-from jaxmlip.train.stored import bind_to, energies_of, mapped, numbers_of
+from jaxmlip.train.config.settings import Config
+from jaxmlip.train.frames.stored import Stored, bind_to, energies_of, mapped, numbers_of
 
 LIMIT = 0.5  # eV per atom that references may be off before they are said to be of another level
 FREE = 1e3  # how much more freely an element without a reference takes what is missing
+
+
+def without_references(frames, reference: dict[int, float] | None):
+    """The frames with the energies of free atoms removed in float64."""
+    energies = energies_of(frames)
+    if not reference or np.isnan(energies).all():
+        return frames if isinstance(frames, Stored) else list(frames)
+    rest = remove_reference_energies(numbers_of(frames), energies, reference)
+    return mapped(frames, lambda i, system, labels: labels | {"energy": rest[i][None]})
 
 
 def references_of(config: Config, card, params, frames, *, head=None) -> dict[int, float]:

@@ -1,0 +1,1 @@
+"""How good a model is on labelled data, and how well it knows its own errors."""

@@ -1,0 +1,1 @@
+"""The labelled frames of a run: read, checked, completed, their reference energies."""

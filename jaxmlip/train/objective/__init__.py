@@ -1,0 +1,1 @@
+"""What is minimised: predictions, the losses of their labels, Hessians along directions."""

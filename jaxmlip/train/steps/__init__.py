@@ -1,0 +1,1 @@
+"""One training step, and what goes into it: batches, optimiser, learning rate, devices."""
