@@ -21,6 +21,7 @@ from jaxmlip.md import (
     nve,
     prepare,
     relax,
+    replica_exchange,
     ring,
     ring_polymer,
     stochastic_cell,
@@ -133,6 +134,7 @@ RESTARTED = {
     "flexible-nose-hoover": stochastic_cell(
         nose_hoover(dt=4.0, temperature=60.0), **PRESSED, free=None
     ),
+    "ladder": replica_exchange(langevin(dt=4.0, temperature=[60.0, 65.0]), every=20),
     "ring": ring_polymer(dt=2.0, temperature=30.0, n_beads=4),
 }
 
@@ -141,8 +143,8 @@ RESTARTED = {
 @pytest.mark.parametrize("name", RESTARTED)
 def test_two_halves_are_the_whole_to_the_last_bit(name, tmp_path):
     # the state goes through a file between them (the baths alone: test_md)
-    beads = 4 if name == "ring" else 1
-    system = ring(argon(1), beads)
+    copies, beads = {"ring": (4, 4), "ladder": (2, 1)}.get(name, (1, 1))
+    system = ring(argon(1), copies)
     run, motion = ready(system, RESTARTED[name], temperature=60.0 * beads)
     *_, whole = trajectory(run, motion, steps=200, block=100, record=10)
     *_, first = trajectory(run, motion, steps=100, block=100, record=10)

@@ -20,6 +20,7 @@ from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.integrators import csvr, langevin, nose_hoover, nve
 from jaxmlip.md.listing import Neighbors, healthy, no_list, resized, widened
 from jaxmlip.md.motion import bodies_of, conserved_energy, temperature_of, thermal_motion
+from jaxmlip.md.recording import Measured
 from jaxmlip.md.run import advance, prepare, started, trajectory
 from jaxmlip.models import LennardJones
 from jaxmlip.neighbors import neighbor_pairs
@@ -343,6 +344,16 @@ def test_bad_input_is_refused():
         next(trajectory(run, motion, steps=95, block=25, record=10))
     with pytest.raises(UsageError, match="skin"):
         ready(argon(1), nve(dt=2.0), skin=0.0)
+    for bath, name in (
+        (lambda: csvr(dt=1.0, temperature=300.0, tau=0.0), "tau"),
+        (lambda: langevin(dt=1.0, temperature=300.0, friction=-0.1), "friction"),
+        (lambda: langevin(dt=1.0, temperature=[300.0, -1.0]), "temperature"),
+        (lambda: nose_hoover(dt=1.0, temperature=0.0), "temperature"),
+    ):
+        with pytest.raises(UsageError, match=name):
+            bath()
+    (only,) = ready(argon(1), nve(dt=2.0), observe=Measured(lambda *state: {}))[0].observe
+    assert isinstance(only, Measured)
 
 
 def test_velocities_have_the_temperature_and_no_drift():

@@ -15,7 +15,7 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md import fire, hydrostatic, relax, relax_batch, relax_cell
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
-from jaxmlip.system import concatenate, pad
+from jaxmlip.system import cast, concatenate, pad
 
 ARGON = LennardJones(elements=(18,), cutoff=6.0, smoothness=3)
 
@@ -116,6 +116,19 @@ def test_a_structure_that_breaks_does_not_break_the_others():
     assert not infos[0].converged and "not finite" in infos[0].reason
     assert infos[1].converged
     assert_allclose(end.positions[3:], alone.positions, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_force_whose_square_is_too_large_does_not_break_the_others():
+    # in float32; FIRE would go where no number is
+    batch = cast(batch_of([cluster(3), cluster(2)]), "float32")
+    positions = np.array(batch.positions)
+    positions[4] = positions[3] + [0.02, 0, 0]
+    close = replace(batch, positions=positions)
+    end, infos = relax_batch(ARGON, {}, close, method=fire(), fmax=1e-3)
+    assert infos[0].converged
+    assert infos[1].converged or "not finite" in infos[1].reason
+    assert np.isfinite(end.positions).all()
 
 
 @pytest.mark.slow

@@ -12,8 +12,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 from jaxmlip import units
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.md import csvr, langevin, nose_hoover, nve, prepare, thermal_motion, trajectory
+from jaxmlip.md import (
+    csvr,
+    langevin,
+    nose_hoover,
+    nve,
+    prepare,
+    sensitivity,
+    stochastic_cell,
+    thermal_motion,
+    trajectory,
+)
+from jaxmlip.md.recording import Measured
 from jaxmlip.md.replica_exchange import acceptance, exchanged, replica_exchange, walkers
+from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
 from jaxmlip.system import concatenate, sum_energies
 
@@ -28,6 +40,7 @@ def wells(params, system):
     return {"energy": sum_energies(system, 0.5 * STIFFNESS * (away**2).sum(-1))}
 
 
+ARGON = LennardJones(elements=(18,), cutoff=6.0, smoothness=3)
 WELLS = Potential(init=None, apply=wells, cutoff=1e-3)
 
 
@@ -49,10 +62,12 @@ def last(run, motion, *, steps, block=100, record=20):
 def test_every_temperature_stays_canonical_and_accepts_as_theory_says():
     run, motion = ready(langevin(dt=2.0, temperature=LADDER, friction=0.05), every=100)
     found = last(run, motion, steps=60_000, block=60_000, record=100)
-    energy, walker = (found.records[name][20:] for name in ("energy", "walker"))
+    names = ("energy", "kinetic_energy", "walker")
+    energy, kinetic, walker = (found.records[name][20:] for name in names)  # just after exchanges
     dof, kT = 3 * ATOMS, units.kB * LADDER
     error = np.sqrt(dof / 2) * kT / np.sqrt(len(energy) / 2)  # records are nearly independent
-    assert_allclose(energy.mean(0), dof / 2 * kT, atol=4 * error.max())
+    for part in (energy, kinetic):
+        assert (np.abs(part.mean(0) - dof / 2 * kT) < 4 * error).all()
     # energies of harmonic wells are Gamma distributed: acceptance by sampling them
     drawn = np.random.default_rng(0).gamma(dof / 2, kT, (200_000, len(LADDER)))
     theory = np.minimum(1, np.exp(np.diff(1 / kT) * np.diff(drawn, axis=1))).mean(0)
@@ -108,7 +123,31 @@ def test_configurations_are_of_the_positions_that_they_came_with():
     assert_allclose(motion.forces, -STIFFNESS * away, rtol=1e-13)
 
 
+def test_what_is_measured_is_measured_where_atoms_are():
+    # the list of a step is that of the places before the exchange: a pair apart would have none
+    def measured(params, motion, bodies, system, integrator):
+        return {"seen": ARGON.apply(params, system)["energy"]}
+
+    pairs = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, d]]) for d in (3.8, 9.0)]
+    batch = concatenate([from_ase(a, ARGON.cutoff, dtype=np.float64) for a in pairs])
+    ladder = replica_exchange(csvr(dt=1.0, temperature=[50.0, 60.0]), every=2)
+    observe = (walkers, Measured(measured))
+    run = prepare(ARGON, {}, batch, ladder, masses=np.full(4, 39.948), observe=observe)
+    motion = thermal_motion(batch, run.bodies, jax.random.key(0), temperature=[50.0, 60.0])
+    (block,) = trajectory(run, motion, steps=12, block=12, record=(2, 2))
+    told, seen = block.records
+    assert np.ptp(told["walker"][:, 0]) == 1
+    assert_allclose(seen["seen"], told["energy"], rtol=1e-12)
+    with pytest.raises(UsageError, match="no slope"):
+        sensitivity(lambda records: 0.0, run, motion, steps=2)
+
+
 def test_what_is_no_ladder_is_refused():
+    bath = csvr(dt=1.0, temperature=[200.0, 300.0])
+    with pytest.raises(UsageError, match="cells of others"):
+        stochastic_cell(replica_exchange(bath), pressure=0.0)
+    with pytest.raises(UsageError, match="without exchanges"):
+        replica_exchange(replica_exchange(bath))
     with pytest.raises(UsageError, match="thermostat"):
         ready(nve(dt=1.0))
     with pytest.raises(UsageError, match="every"):
@@ -118,6 +157,6 @@ def test_what_is_no_ladder_is_refused():
         last(run, motion, steps=20)
     one = from_ase(Atoms("HeNe", positions=[[0, 0, 0], [0, 0, 5.0]]), 1e-3)
     other = from_ase(Atoms("NeHe", positions=[[0, 0, 0], [0, 0, 5.0]]), 1e-3)
-    ladder = replica_exchange(csvr(dt=1.0, temperature=[200.0, 300.0]))
+    ladder = replica_exchange(bath)
     with pytest.raises(UsageError, match="copies"):
         prepare(WELLS, {}, concatenate([one, other]), ladder, masses=np.full(4, 4.0))

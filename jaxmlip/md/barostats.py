@@ -64,6 +64,12 @@ def stochastic_cell(
             where="stochastic_cell",
             fix="csvr, langevin or nose_hoover in place of nve",
         )
+    if bath.exchanges:
+        raise UsageError(
+            "configurations that are exchanged would come into cells of others",
+            where="stochastic_cell",
+            fix="exchanges at constant volume",
+        )
     if not (tau > 0 and compressibility > 0):
         raise UsageError(
             f"tau = {tau} fs, compressibility = {compressibility} Å³/eV: both must be above zero",

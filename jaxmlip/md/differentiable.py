@@ -36,6 +36,12 @@ def sensitivity(loss: Callable, run: Run, motion: Motion, *, steps: int, record:
     """
     if record < 1 or steps < record or steps % record:
         raise UsageError(f"record = {record} must divide steps = {steps}", where="sensitivity")
+    if run.integrator.exchanges:
+        raise UsageError(
+            "exchanges have no slope: the gradient would be that of another average",
+            where="sensitivity",
+            fix="reweighted, on frames of the ladder",
+        )
     if len(run.observe) != 1:
         raise UsageError(f"{len(run.observe)} functions observe, not one", where="sensitivity")
     motion = started(run, motion)

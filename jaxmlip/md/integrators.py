@@ -20,6 +20,7 @@ from jaxmlip.system import Array
 # Suzuki-Yoshida weights of order 4 (Martyna, Tuckerman, Tobias and Klein, 1996,
 # 10.1080/00268979600100761)
 _OUTER = 1 / (2 - 2 ** (1 / 3))
+TINY = 1e-30
 SUZUKI_YOSHIDA = (_OUTER, 1 - 2 * _OUTER, _OUTER)
 
 
@@ -63,6 +64,7 @@ def langevin(*, dt: float, temperature, friction: float = 0.01) -> Integrator:
     it is held. The bath is the energy that it has given, eV: with it, the total is conserved within
     the error of `dt`.
     """
+    check_bath("langevin", temperature, least=0, friction=(friction, 0))
     dt, gamma = checked(dt) * units.fs, friction / units.fs
     kT = energy_of(temperature, dt)
 
@@ -97,6 +99,7 @@ def csvr(*, dt: float, temperature, tau: float = 100.0) -> Integrator:
     dt, tau (relaxation time): fs. temperature: as in `langevin`. The bath is the energy that it
     has given, eV: with it, the total is conserved within the error of `dt`.
     """
+    check_bath("csvr", temperature, least=0, tau=(tau, TINY))
     verlet, tau = nve(dt=dt), tau * units.fs
     dt = verlet.dt
     kT = energy_of(temperature, dt)
@@ -127,6 +130,7 @@ def nose_hoover(*, dt: float, temperature, tau: float = 100.0, length: int = 3) 
         raise UsageError(f"a chain of length {length}; it needs at least 2", where="nose_hoover")
     if callable(temperature):
         raise UsageError("its inertia needs one temperature for all times", where="nose_hoover")
+    check_bath("nose_hoover", temperature, least=TINY, tau=(tau * units.fs, TINY))
     dt = verlet.dt
     kT = energy_of(temperature, dt)
 
@@ -276,6 +280,19 @@ def _chain(x, v, kinetic, dof, inertia, kT, dt):
     for m in range(length):
         v = push(v, m, kinetic * factor**2)
     return x, v, factor
+
+
+def check_bath(where: str, temperature, *, least: float, **values) -> None:
+    """Raises `UsageError` for a temperature below `least` K, or a value below its own least.
+
+    temperature: K; of a function of time nothing is known. values: name=(value, least).
+    """
+    told = {} if callable(temperature) else {"temperature": (temperature, least)}
+    for name, (value, smallest) in (told | values).items():
+        value = np.asarray(value, float)
+        if not (np.isfinite(value) & (value >= smallest)).all():
+            kind = "not negative" if smallest == 0 else "above zero"
+            raise UsageError(f"{name} = {value.tolist()}; it must be {kind}", where=where)
 
 
 def checked(dt: float) -> float:

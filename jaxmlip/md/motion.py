@@ -60,6 +60,7 @@ class Integrator(NamedTuple):
     dt: float  # internal units
     needs_stress: bool = False
     moves_cell: bool = False
+    exchanges: bool = False  # structures trade places
     keeps_momentum: bool = True  # no random or friction forces on the centre of mass
     bath_energy: Callable = lambda motion, bodies, system: 0.0  # eV; the total is conserved
     kT: Callable | None = None  # motion -> eV, of the bath: one number or [n_graphs]

@@ -30,7 +30,7 @@ from jaxmlip.md.minimizers import Minimizer, lbfgs
 from jaxmlip.md.outcome import RelaxInfo, info_of
 from jaxmlip.md.relax import Aim, better, finite, held_atoms, nothing_yet
 from jaxmlip.md.run import REPEATS
-from jaxmlip.system import Array, System, strain
+from jaxmlip.system import Array, System, strain, sum_atoms
 
 BLOCK = 100  # evaluations between two looks of the host
 
@@ -67,10 +67,10 @@ def relax_batch(
     """All structures of a batch relaxed, as `relax` or, with a pressure, `relax_cell` does one.
 
     pressure: eV/Å³; None keeps the cells. steps: most evaluations, of any structure. A structure
-    whose energy or forces are not finite ends there, and its `reason` says so; the others go on.
-    Padding is allowed; edges are not used, those of the result are all within the cutoff. Other
-    arguments and units as in `relax_cell`; L-BFGS keeps 200 times the positions of the batch, all
-    structures as large as its largest. Symmetry is not kept beyond what forces keep.
+    whose energy, forces or next step are not finite ends there, and its `reason` says so; the
+    others go on. Padding is allowed; edges are not used, those of the result are all within the
+    cutoff. Other arguments and units as in `relax_cell`; L-BFGS keeps 200 times the positions of
+    the batch, all structures as large as its largest. Symmetry is not kept beyond what forces keep.
     """
     if steps < 1:
         raise UsageError(f"steps = {steps}; it must be at least 1", where="relax_batch")
@@ -141,7 +141,7 @@ def _infos(progress, aim, n):
     progress = jax.device_get(progress)
     one = lambda i: jax.tree.map(lambda x: x[i], progress)
     infos = [info_of(one(i), aim) for i in range(n)]
-    broken = "energy or forces are not finite"
+    broken = "energy, forces or the next step are not finite"
     return [
         info if progress.finite[i] else replace(info, converged=False, reason=broken)
         for i, info in enumerate(infos)
@@ -227,12 +227,20 @@ def _block(params, system, places, aim, carry, until, *, apply, step, neighbors)
         now = jax.vmap(finite)(progress, energy, forces)
         now = jax.vmap(partial(better, aim=aim))(now, state.trial, energy, fmax, stress)
         moved = jax.vmap(step)(state, energy, forces)
+        now = replace(now, finite=now.finite & _placed(system, moved.trial, places))
         active = _active(progress, aim)
         keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
         state = jax.tree.map(partial(_unless_lost, now.finite), moved, state)
         return jax.tree.map(keep, (state, now), carry[0][:2]) + (listed,), health
 
     return jax.lax.while_loop(go_on, once, (carry, healthy()))
+
+
+def _placed(system, trial, places):
+    """Which structures can be where their trial is: a force may be finite and its square not."""
+    at = _moved(system, trial, places)
+    lost = sum_atoms(at, (~jnp.isfinite(at.positions)).any(-1).astype(jnp.float32)) > 0
+    return ~lost & jnp.isfinite(at.cell).all((1, 2))
 
 
 def _unless_lost(finite, new, old):

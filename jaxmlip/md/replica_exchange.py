@@ -30,14 +30,15 @@ def replica_exchange(bath: Integrator, *, every: int = 100) -> Integrator:
     (3, 4) ... try in turn. Structure i of the batch, `concatenate([system] * n)` without padding,
     is always at temperature i; what comes to it keeps its positions, and its velocities are scaled
     to the temperature. The energy that an exchange brings counts as given by the bath: with it, the
-    total is conserved.
+    total is conserved. A field must be the same for all. Energies are compared in the widest float
+    there is: without `jax_enable_x64` that is float32, too coarse beyond some 10 000 eV.
 
     `walkers` records who is where, `acceptance` tells of how many attempts succeeded. Spacings
     that give 0.2 to 0.4 are usual: a ratio of about 1 + 1.5 / sqrt(degrees of freedom / 2).
     """
-    if bath.kT is None or bath.moves_cell:
+    if bath.kT is None or bath.moves_cell or bath.exchanges:
         raise UsageError(
-            "replicas need a thermostat and cells that do not move",
+            "replicas need a thermostat without exchanges and cells that do not move",
             where="replica_exchange",
             fix="csvr(dt=..., temperature=temperatures), langevin or nose_hoover",
         )
@@ -87,6 +88,7 @@ def replica_exchange(bath: Integrator, *, every: int = 100) -> Integrator:
         before=lambda motion, bodies, system: inner(bath.before, motion, bodies, system),
         after=after,
         bath_energy=bath_energy,
+        exchanges=True,
         check=check,
     )
     return exchanging
@@ -150,10 +152,11 @@ def _check_copies(system, bodies):
     same = lambda x: (np.asarray(x).reshape(n, -1) == np.asarray(x).reshape(n, -1)[:1]).all()
     fixed = (system.cell, system.pbc, system.charge, system.spin, system.field)
     alike = n > 1 and system.n_atoms % n == 0 and all(same(x) for x in (system.numbers, *fixed))
-    if not alike or not (same(bodies.masses) and same(bodies.free)):
+    still = np.where(np.asarray(bodies.free)[:, None], 0, system.positions)  # of held atoms
+    if not alike or not all(map(same, (bodies.masses, bodies.free, still))):
         raise UsageError(
-            f"the {n} structures are not copies of one (elements, cells, masses, held atoms, "
-            "charges, spins, field)",
+            f"the {n} structures are not copies of one (elements, cells, masses, charges, "
+            "spins, field, which atoms are held and where)",
             where="replica_exchange",
             fix="concatenate([system] * n_temperatures), without padding",
         )

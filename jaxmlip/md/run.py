@@ -103,7 +103,7 @@ def prepare(
         integrator=integrator,
         neighbors=neighbors,
         field=field,
-        observe=observe if isinstance(observe, tuple) else (observe or standard,),
+        observe=observe if type(observe) is tuple else (observe or standard,),  # Measured is none
         keep=tuple(keep),
     )
 

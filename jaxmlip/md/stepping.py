@@ -101,7 +101,11 @@ def stepped(
         motion, health = jax.lax.while_loop(
             lambda carry: step(carry[0], target, carry[1]), partial(steps, target), (motion, health)
         )
-        return motion, health, tuple(map(recorded(motion), looks, every, records))
+        at = motion
+        if measures and integrator.exchanges:  # atoms may be elsewhere than their list was made for
+            listed, health = renewed(motion, motion.list, health, system, neighbors)
+            at = replace(motion, list=listed)
+        return motion, health, tuple(map(recorded(at), looks, every, records))
 
     def recorded(motion):
         def one(look, interval, found):
@@ -111,6 +115,7 @@ def stepped(
 
         return one
 
+    measures = any(isinstance(f, Measured) for f in observe)
     looks = [partial(looked, params, at_step, bodies, integrator, neighbors, f) for f in observe]
     found = tuple(
         (jnp.zeros((), jnp.int32), rows_for(partial(look, motion), size))
