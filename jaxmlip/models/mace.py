@@ -6,6 +6,8 @@ foundation models add; all are off by default and then cost nothing. Charges, at
 polarisabilities are further readouts of the same features.
 """
 
+from math import sqrt
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -257,8 +259,8 @@ class MACE(nn.Module):
         normalise, skip = self._normalise(i, features), self._skip(i, features, hidden, residual)
         n, which = (n, lambda s: s) if self.species_product else (1, jnp.zeros_like)
         product = SymmetricContraction(self.l_max, self.correlation, hidden, n, name=f"product_{i}")
-        product = product.function(c)
-        linear = Linear(c, name=f"linear_{i}").function(dict.fromkeys(hidden, c))
+        product = product.function(c, 1 / sqrt(c))
+        linear = Linear(c, name=f"linear_{i}").function(dict.fromkeys(hidden, c), scaled=False)
 
         def update(x, density, features, species):
             x = normalise(x, density, features)
@@ -293,11 +295,17 @@ class MACE(nn.Module):
         """
         sizes = self._edge_channels(i, features)
         couplings = paths(sizes, self.l_max, natural(self.l_max))
-        up = Linear(tuple(sizes.items()), name=f"up_{i}")
+        widths = {key: x.shape[-1] for key, x in features.items()}
+        up = Linear(tuple(sizes.items()), name=f"up_{i}").function(widths, scaled=False)
         sent = up(features)
-        mixed = tuple(self._mixed_channels().items())
+        mixed, arriving = tuple(self._mixed_channels().items()), fan_in(couplings, sent)
+        mix = Linear(mixed, name=f"message_{i}").function(arriving, scaled=False)
+        radial_width = 1 if self.gated else (self.radial_widths or (self.n_radial,))[-1]
         scale = 1 if self.gated or self.density else 1 / self.avg_num_neighbors
-        mix = Linear(mixed, name=f"message_{i}").function(fan_in(couplings, sent), scale)
+        scales = [  # of all these linear maps at once
+            scale / sqrt(widths[sender] * arriving[target] * radial_width)
+            for sender, _, target in couplings
+        ]
         harmonics, distances = edges
         n_weights = sum(sizes[sender] for sender, _, _ in couplings)
         edges = (system, harmonics)
@@ -309,12 +317,12 @@ class MACE(nn.Module):
             some = with_slope(lambda hidden, *r: perceptron(hidden, self._basis(*r)))
             radial = lambda r: some(hidden, *r), last
             x = species_messages(
-                *edges, distances, couplings, table, species, radial=radial, mix=mix
+                *edges, distances, couplings, table, species, radial=radial, mix=mix, scales=scales
             )
         else:
             by_path = [sizes[sender] for sender, _, _ in couplings]
             radial, inputs = self._radial(i, by_path, system, species, distances)
-            x = messages(*edges, inputs, couplings, sent, radial=radial, mix=mix)
+            x = messages(*edges, inputs, couplings, sent, radial=radial, mix=mix, scales=scales)
         return x, self._density(i, system, species, distances)
 
     def _layers(self, i, n_weights):
@@ -338,11 +346,9 @@ class MACE(nn.Module):
         if not self.gated:
             layers = self._layers(i, sum(sizes))
             weights = with_slope(
-                lambda layers, *r: split_last(
-                    radial_weights(layers, self._basis(*r)) * cut(r[0]), sizes
-                )
+                lambda layers, *r: radial_weights(layers, self._basis(*r), scaled=False) * cut(r[0])
             )
-            return lambda r: weights(layers, *r), distances
+            return lambda r: split_last(weights(layers, *r), sizes), distances
         mlp = SpeciesMLP(self.radial_widths, sum(sizes), len(self.elements), name=f"radial_{i}")
         shift, weights = mlp.functions(self.n_radial)
         inputs = (distances, shift(system, species, distances[0].dtype))

@@ -111,7 +111,7 @@ class NequIP(nn.Module):
         """Radial weights [edge, n] of distances; parameters: (frequencies, layers)."""
         frequencies, layers = parameters
         basis = bessel(r, self.cutoff, self.n_radial, frequencies=frequencies)
-        return radial_weights(layers, basis * self._envelope(r)[..., None])
+        return radial_weights(layers, basis * self._envelope(r)[..., None], scaled=False)
 
     def _envelope(self, r):
         if self.switch_from:
@@ -129,18 +129,23 @@ class NequIP(nn.Module):
     def _layer(self, i, system, features, species, edges):
         couplings = self._paths(features, self._targets(i))
         same = tuple((key, x.shape[-1]) for key, x in features.items())
-        up = Linear(same, bias=self.bias, name=f"up_{i}")(features)
-        sizes = fan_in(couplings, features)
-        out = self._with_gates(sizes)
-        linear = Linear(out, bias=self.bias, name=f"message_{i}").function(sizes)
+        up = Linear(same, bias=self.bias, name=f"up_{i}")
+        up = up.function(dict(same), scaled=self.bias)(features)
+        arriving = fan_in(couplings, features)
+        out = self._with_gates(arriving)
+        mix = Linear(out, bias=self.bias, name=f"message_{i}").function(arriving, scaled=False)
         sizes = [dict(same)[sender] for sender, _, _ in couplings]
         layers = RadialMLP(self.radial_widths, sum(sizes), name=f"radial_{i}")
         layers = layers.layers(self.n_radial)
         harmonics, frequencies, r = edges
-        weights = with_slope(lambda layers, r: split_last(self._weights(layers, r), sizes))
-        radial = lambda r: weights((frequencies, layers), r)
-        mix = lambda x: linear({k: v / sqrt(self.avg_num_neighbors) for k, v in x.items()})
-        x = messages(system, harmonics, r, couplings, up, radial=radial, mix=mix)
+        weights = with_slope(self._weights)
+        radial = lambda r: split_last(weights((frequencies, layers), r), sizes)
+        width = self.avg_num_neighbors * (self.radial_widths or (self.n_radial,))[-1]
+        scales = [  # of the sum and all these linear maps at once
+            1 / sqrt(width * arriving[target] * (1 if self.bias else dict(same)[sender]))
+            for sender, _, target in couplings
+        ]
+        x = messages(system, harmonics, r, couplings, up, radial=radial, mix=mix, scales=scales)
         skip = self._skip(i, out, features, species)
         x = {key: v + skip[key] if key in skip else v for key, v in x.items()}
         return gate(EquivariantNorm(name=f"norm_{i}")(x) if self.layer_norm else x)

@@ -23,10 +23,10 @@ class Linear(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def function(self, sizes: dict, scale: float = 1.0):
-        """The map itself times a number, features -> features, for features with `sizes` {key: c}.
+    def function(self, sizes: dict, *, scaled: bool = True):
+        """The map itself, features -> features, for features with `sizes` {key: c}.
 
-        Not for one with a bias, which would not be scaled.
+        Not `scaled`: without the division by sqrt(c), for who does it in passing elsewhere.
         """
         normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
         weights = {
@@ -36,23 +36,24 @@ class Linear(nn.Module):
         bias = None
         if self.bias and (0, 1) in weights:
             bias = self.param("bias", zeros, weights[0, 1].shape[-1:])
-        return lambda features: mix_channels(features, weights, bias, scale)
+        return lambda features: mix_channels(features, weights, bias, scaled=scaled)
 
     def __call__(self, features):
         return self.function({key: x.shape[-1] for key, x in features.items()})(features)
 
 
-def mix_channels(features: dict, weights: dict, bias=None, scale: float = 1.0) -> dict:
-    """{key: features[key] @ weights[key] scale / sqrt(c)} for keys with weights, and a bias."""
-    out = {key: matrix_product(features[key], w, scale) for key, w in weights.items()}
+def mix_channels(features: dict, weights: dict, bias=None, *, scaled: bool = True) -> dict:
+    """{key: features[key] @ weights[key] / sqrt(c)} for keys with weights, and a bias."""
+    out = {key: matrix_product(features[key], w, scaled=scaled) for key, w in weights.items()}
     if bias is not None:
         out[0, 1] = out[0, 1] + bias.astype(out[0, 1].dtype)
     return out
 
 
-def matrix_product(x, weights, scale: float = 1.0):
-    """x [..., c] @ weights [c, d] scale / sqrt(c), in the dtype of x."""
-    return x @ (weights.astype(x.dtype) * (scale / sqrt(len(weights))))
+def matrix_product(x, weights, *, scaled: bool = True):
+    """x [..., c] @ weights [c, d] / sqrt(c), in the dtype of x; not `scaled`: without the root."""
+    weights = weights.astype(x.dtype)
+    return x @ (weights * (1 / sqrt(len(weights))) if scaled else weights)
 
 
 class SpeciesLinear(nn.Module):
@@ -93,8 +94,9 @@ def species_product(x, weights, species):
     if x.shape[1] * n_species > 8:  # copies of the matrices cost less than the products with all
         return spread_rows(x, of_species(weights, species, scale))
     onehot = scale * jax.nn.one_hot(species, n_species, dtype=x.dtype)
-    every = jnp.einsum("nmc,zcd->nmzd", x, weights)
-    return jnp.einsum("nmzd,nz->nmd", every, onehot)
+    # zero but for the own species, so that one product serves, with all matrices as they lie
+    placed = onehot[:, None, :, None] * x[:, :, None, :]
+    return placed.reshape(*x.shape[:2], n_species * c) @ weights.reshape(n_species * c, -1)
 
 
 class SpeciesEmbedding(nn.Module):

@@ -136,10 +136,14 @@ class RadialMLP(nn.Module):
         return self.function(basis.shape[-1])(basis)
 
 
-def radial_weights(layers, basis):
-    """(hidden matrices, last matrix), basis [..., n] -> weights [..., n_out]."""
+def radial_weights(layers, basis, *, scaled: bool = True):
+    """(hidden matrices, last matrix), basis [..., n] -> weights [..., n_out].
+
+    Not `scaled`: times sqrt(last width), for who divides in passing elsewhere.
+    """
     hidden, last = layers
-    return perceptron(hidden, basis, 1 / sqrt(len(last))) @ last.astype(basis.dtype)
+    scale = 1 / sqrt(len(last)) if scaled else 1.0
+    return perceptron(hidden, basis, scale) @ last.astype(basis.dtype)
 
 
 def split_last(x, sizes) -> list:
@@ -152,8 +156,10 @@ def perceptron(layers, x, scale: float = 1.0):
 
     Not the matrices but what they give is divided by the root of their size, in passing.
     """
-    gains = [SILU_GAIN] * len(layers)
+    gains, roots = [SILU_GAIN] * len(layers), [sqrt(len(w)) for w in layers]
     gains[-1:] = [gain * scale for gain in gains[-1:]]
-    for w, gain in zip(layers, gains, strict=True):
-        x = jax.nn.silu((x @ w.astype(x.dtype)) * (1 / sqrt(len(w)))) * gain
+    if len(layers) > 1:  # the first layer is then compiled as the second
+        x, roots[0] = x * (roots[1] / roots[0]), roots[1]
+    for w, gain, root in zip(layers, gains, roots, strict=True):
+        x = jax.nn.silu((x @ w.astype(x.dtype)) * (1 / root)) * gain
     return x if layers else x * scale

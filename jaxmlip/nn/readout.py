@@ -47,7 +47,7 @@ class ScalarReadout(nn.Module):
 
     def _linear(self, name, x, n_out):
         w = self.param(name, nn.initializers.normal(1.0), (x.shape[-1], n_out))
-        return x @ (w.astype(x.dtype) / sqrt(x.shape[-1]))
+        return (x @ w.astype(x.dtype)) * (1 / sqrt(x.shape[-1]))
 
     def _bias(self, name, x):
         b = self.param(f"{name}_bias", nn.initializers.zeros, (x.shape[-1],))

@@ -159,8 +159,8 @@ class SymmetricContraction(nn.Module):
     n_species: int
 
     @nn.compact
-    def function(self, channels: int):
-        """The map itself, (features, species) -> features, for so many channels."""
+    def function(self, channels: int, scale: float = 1.0):
+        """The map itself times a number, (features, species) -> features, for so many channels."""
         _, tables = plan(self.l_max, self.correlation, self.targets)
         weights = jnp.concatenate(
             [
@@ -170,6 +170,7 @@ class SymmetricContraction(nn.Module):
             ],
             axis=1,
         )
+        weights = weights if scale == 1 else weights * scale
         terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
         evaluate = (_term_by_term if terms <= UNROLLED_TERMS else _matrix_product)(self)
 

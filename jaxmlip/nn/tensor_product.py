@@ -10,7 +10,6 @@ import numpy as np
 from jaxmlip.nn import blocks
 from jaxmlip.nn.blocks import block_rows, in_blocks
 from jaxmlip.nn.clebsch_gordan import clebsch_gordan
-from jaxmlip.nn.radial import split_last
 from jaxmlip.system import System, sum_edges, to_edges, with_ghosts
 
 Key = tuple[int, int]  # degree l, parity p
@@ -63,13 +62,16 @@ def few_species(system: System, n_species: int, *, channels: int, l_max: int) ->
     return by_species <= 1.25 * 2 * k * (l_max + 1) * channels
 
 
-def messages(system: System, harmonics, inputs, couplings, features, *, radial, mix) -> dict:
+def messages(
+    system: System, harmonics, inputs, couplings, features, *, radial, mix, scales=None
+) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics), mixed.
 
     features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], zero for padded edges
     (`edge_harmonics`); radial: inputs (arrays
     [edge, ...]) -> weights, a list of [edge, c] for the paths; mix: what becomes of the sums of
-    an atom (it is computed with them). Radial weights and products are large for every edge, so
+    an atom (it is computed with them); scales: a number for each path, which it is times. Radial
+    weights and products are large for every edge, so
     they are made in blocks of atoms (`nn.blocks`), and with flat edges all at once.
     """
     nodes = with_ghosts(system, {key: features[key] for key in {c[0] for c in couplings}})
@@ -77,7 +79,7 @@ def messages(system: System, harmonics, inputs, couplings, features, *, radial, 
     def some(rows):
         edges, sent, harmonics, inputs = rows
         part = replace(system, edges=edges)
-        return mix(convolve(part, sent, harmonics, radial(inputs), couplings))
+        return mix(convolve(part, sent, harmonics, radial(inputs), couplings, scales))
 
     def gathered(rows):
         edges, harmonics, inputs = rows
@@ -95,7 +97,9 @@ def messages(system: System, harmonics, inputs, couplings, features, *, radial, 
     return in_blocks(gathered, (edges, harmonics, inputs), rows=outer)
 
 
-def species_messages(system: System, harmonics, inputs, couplings, table, species, *, radial, mix):
+def species_messages(
+    system: System, harmonics, inputs, couplings, table, species, *, radial, mix, scales
+):
     """`messages` of scalars that depend only on the species, table [n_species, c], exactly.
 
     The radial weights end in a matrix, radial = (inputs -> [edge, hidden], last matrix), so
@@ -107,8 +111,8 @@ def species_messages(system: System, harmonics, inputs, couplings, table, specie
     onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=dtype))
     by_path = jax.lax.split(last.astype(dtype), [table.shape[1]] * len(couplings), axis=1)
     products = {
-        target: (l, (table[:, None, :] * w).reshape(-1, w.shape[-1]))
-        for (_, l, target), w in zip(couplings, by_path, strict=True)
+        target: (l, (table[:, None, :] * (scale * w)).reshape(-1, w.shape[-1]))
+        for (_, l, target), scale, w in zip(couplings, scales, by_path, strict=True)
     }
     parts = [len(table) * y.shape[-1] for y in harmonics]
 
@@ -116,10 +120,8 @@ def species_messages(system: System, harmonics, inputs, couplings, table, specie
         edges, harmonics, inputs = rows
         part = replace(system, edges=edges)
         sent, radials = to_edges(part, onehot), hidden(inputs)[..., None, :]
-        sent = sent * (1 / sqrt(len(last)))
-        factors = [jnp.einsum("nkm,nkz->nkmz", y, sent) for y in harmonics]
-        factors = [x.reshape(*sent.shape[:2], 1, -1) for x in factors]
-        factors = jnp.concatenate(factors, -1)
+        factors = jnp.concatenate(harmonics, -1)[..., None] * sent[..., None, :]
+        factors = factors.reshape(*sent.shape[:2], 1, -1)
         density = sum_edges(part, radials, factors, masked=True)
         density = jax.lax.split(density, parts, axis=1)
         by_degree = lambda l: density[l].reshape(len(sent), 2 * l + 1, -1)
@@ -132,16 +134,16 @@ def species_messages(system: System, harmonics, inputs, couplings, table, specie
     return in_blocks(some, (edges, harmonics, inputs), rows=rows)
 
 
-def convolve(system: System, sent, harmonics, weights, couplings) -> dict:
+def convolve(system: System, sent, harmonics, weights, couplings, scales=None) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics of the edge).
 
     sent {key: [edge, 2l+1, c]}, harmonics: list of [edge, 2l+1], zero for padded edges, weights:
     list of [edge, c], one a path. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
-    each path scaled to component normalisation (e3nn's 'uvu' product). With edges
+    each path scaled to component normalisation (e3nn's 'uvu' product), times its scale. With edges
     per receiver the reduction is one batched matrix product a path, and messages are never stored.
     """
     out: dict = {}
-    factors = coupled_harmonics(harmonics, couplings)
+    factors = coupled_harmonics(harmonics, couplings, scales)
     for weight, factor, (sender, _, target) in zip(weights, factors, couplings, strict=True):
         values = weight[..., None, :] * sent[sender]
         out.setdefault(target, []).append(sum_edges(system, values, factor, masked=True))
@@ -158,25 +160,19 @@ def tensor_product(x, y, l3: int):
     return jnp.einsum("...ac,...bc,abm->...mc", x, y, table)
 
 
-def coupled_harmonics(harmonics, couplings) -> list:
-    """[edge, 2l+1] for each degree -> [edge, components of sender, of message] for each path.
-
-    One product with the coefficients of all paths: a product for each is dozens of kernels more to
-    compile, with the derivatives.
-    """
-    y = jnp.concatenate(harmonics, -1)
-    tables = [_coupling(sender[0], l, target[0], y.shape[-1]) for sender, l, target in couplings]
-    full = np.concatenate([table.reshape(len(table), -1) for table in tables], -1)
-    sizes = [table[0].size for table in tables]
-    columns = split_last(y @ jnp.asarray(full, y.dtype), sizes)
+def coupled_harmonics(harmonics, couplings, scales=None) -> list:
+    """[edge, 2l+1] for each degree -> [edge, components of sender, of message] for each path."""
+    scales = scales or [1.0] * len(couplings)
     return [
-        x.reshape(*x.shape[:-1], *table.shape[1:]) for x, table in zip(columns, tables, strict=True)
+        _coupled(harmonics[l], sender[0], target[0], scale)
+        for (sender, l, target), scale in zip(couplings, scales, strict=True)
     ]
 
 
-def _coupling(sender, l, target, n_components):
-    """Coefficients [all components, 2 sender + 1, 2 target + 1], component normalisation."""
-    table = np.zeros((n_components, 2 * sender + 1, 2 * target + 1))
-    coefficients = sqrt(2 * target + 1) * clebsch_gordan(sender, l, target)
-    table[l * l : (l + 1) ** 2] = np.swapaxes(coefficients, 0, 1)
-    return table
+def _coupled(y, l1, l3, scale):
+    """[edge, 2l+1] -> [edge, 2 l1+1, 2 l3+1], component normalisation, times a number."""
+    if l1 == 0:
+        return scale * y[..., None, :]
+    table = scale * sqrt(2 * l3 + 1) * clebsch_gordan(l1, (y.shape[-1] - 1) // 2, l3)
+    table = jnp.asarray(np.swapaxes(table, 0, 1).reshape(y.shape[-1], -1), y.dtype)
+    return (y @ table).reshape(*y.shape[:-1], 2 * l1 + 1, 2 * l3 + 1)
