@@ -60,7 +60,7 @@ def ask_memory(given):
 
 
 def ask_precision(given):
-    for system in given.systems or ("ethanol", "aspirin"):
+    for system in given.systems or ("ethanol", "aspirin", "quartz72"):
         yield child("precision", {"system": system} | drive.settings(given))
 
 
@@ -166,26 +166,27 @@ def precision(task):
     import numpy as np
 
     import jaxmlip
-    from benchmarks.systems import MOLECULES
+    from benchmarks.systems import MOLECULES, quartz
     from jaxmlip.derivatives.second.quality import symmetrised
     from jaxmlip.md import relax
+    from jaxmlip.potential import bind
     from jaxmlip.system import cast
     from jaxmlip.vibrations import normal_modes
 
     jax.config.update("jax_enable_x64", True)
-    potential, params = jaxmlip.load("organic")
-    atoms = MOLECULES[task["system"]]()
-    system, info = relax(
-        potential, params, jaxmlip.from_ase(atoms, potential.cutoff), fmax=1e-6, steps=2000
-    )
+    crystal = task["system"] == "quartz72"
+    potential, params = jaxmlip.load("silica" if crystal else "organic")
+    atoms = quartz().repeat(2) if crystal else MOLECULES[task["system"]]()
+    system = jaxmlip.from_ase(atoms, potential.cutoff)
+    potential = bind(potential, system)
+    system, info = relax(potential, params, system, fmax=1e-6, steps=2000)
     hessian, forces = (jax.jit(f(potential.apply)) for f in (jaxmlip.hessian, jaxmlip.forces))
     n, masses = len(atoms), atoms.get_masses()
+    positions = np.asarray(system.positions)[:n]
     inputs = {np.dtype(d).name: (cast(params, d), cast(system, d)) for d in ("float32", "float64")}
     exact, card = symmetrised(hessian(*inputs["float64"]), inputs["float64"][1])
     frequencies = lambda h: (
-        normal_modes(
-            h, masses, np.asarray(system.positions)[:n], symmetry_tolerance=np.inf
-        ).frequencies_cm1
+        normal_modes(h, masses, positions, pbc=crystal, symmetry_tolerance=np.inf).frequencies_cm1
     )
     reference = frequencies(exact)
 

@@ -40,6 +40,13 @@ def aspirin():
     return read(Path(__file__).parent / "aspirin.xyz")
 
 
+def quartz():
+    """Alpha-quartz at the lattice of experiment."""
+    from ase.io import read
+
+    return read(Path(__file__).parent.parent / "examples" / "silica" / "quartz.cif")
+
+
 MOLECULES = {"ethanol": ethanol, "aspirin": aspirin}
 
 
