@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import SIGMA, argon
+from crystals import SIGMA, argon, pair_sum
 from numpy.testing import assert_allclose
-from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, pair_sum, read_json
+from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, read_json
 
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
