@@ -324,6 +324,22 @@ def test_the_command_line_gives_expansions(folder, capsys):  # noqa: F811
         qha("ar.xyz", model=model, json="-", span=(1.01, 1.1))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperatures": (0.0, np.inf, 10.0)},
+        {"temperatures": (0.0, 100.0, np.nan)},
+        {"temperatures": (0.0, 100.0, 100.0)},  # two: no second difference
+        {"mesh": (0, 2, 2)},
+        {"pressure": np.inf},
+        {"pressure": 1.0, "axes": True},  # elastic constants and modes are those without pressure
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(wrong):
+    with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
+        qha("there_is_no_such_file.cif", **wrong)
+
+
 @pytest.mark.slow
 def test_volumes_are_told_though_the_axes_fail(folder, capsys, monkeypatch):  # noqa: F811
     def failing(*_):

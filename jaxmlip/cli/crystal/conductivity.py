@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
+from jaxmlip.cli.crystal import grids
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import note, plan, table, task, write
 from jaxmlip.errors import UsageError
@@ -83,9 +84,11 @@ def conductivity(
     from jaxmlip.interfaces.phonons import phono3py as door
     from jaxmlip.interfaces.phonons.conductivity import thermal_conductivity
 
-    kelvin = _temperatures(temperatures)
+    kelvin = grids.temperatures(temperatures, above_zero=True)
     harmonic = harmonic or supercell
-    _check(born, supercell=supercell, harmonic=harmonic, mesh=mesh)
+    grids.check_divisions(supercell=supercell, harmonic=harmonic, mesh=mesh)
+    if born is not None and not born.is_file():
+        raise UsageError(f"there is no file {born}", where="--born")
     session.positive(fmax=fmax, stress=stress, symprec=symprec)
     if boundary is not None:
         session.positive(boundary=boundary)
@@ -146,30 +149,6 @@ def conductivity(
             **_results(found, crystal, door),
         }
     )
-
-
-def _temperatures(limits):
-    import numpy as np
-
-    first, last, step = limits
-    if not (0 < first <= last < np.inf and 0 < step < np.inf and (last - first) / step < 1e4):
-        raise UsageError(
-            f"no temperatures from {first:g} to {last:g} K in steps of {step:g}",
-            where="--temperatures",
-            fix="0 < first <= last and a step above zero, such as 100 800 100",
-        )
-    return first + step * np.arange(int((last - first) / step + 1e-9) + 1)
-
-
-def _check(born, **counts):
-    for name, values in counts.items():
-        if min(values) < 1:
-            raise UsageError(
-                f"--{name} is {' '.join(map(str, values))}; all three must be 1 or more",
-                where=f"--{name}",
-            )
-    if born is not None and not born.is_file():
-        raise UsageError(f"there is no file {born}", where="--born")
 
 
 def _warn(model, born, atoms, supercell, output):
