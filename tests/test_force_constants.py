@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import argon, skewed
+from crystals import SIGMA, argon, pair_sum, skewed, switched_slopes
 from numpy.testing import assert_allclose
 from structures import toy, triclinic
 from test_symmetry import quartz, rutile
@@ -109,6 +109,21 @@ def test_lennard_jones_argon_has_the_frequencies_of_its_lattice_sums():
         frequencies = frequencies_THz(fourier_sum(found)(q), [39.948]) * CM1
         # half a digit, and a0 rounded at 5e-6 Å moves a mode by 1e-3
         assert_allclose(frequencies, list(expected.values()), atol=2.5e-3)
+
+
+@pytest.mark.parametrize("onset", [1.0, 0.6], ids=["cut", "switched"])
+def test_argon_has_its_analytic_dispersion_to_1e_8(onset):
+    """Second derivatives of the curve by hand, summed over shells in numpy, at general q."""
+    model, atoms = argon(1.7, onset=onset), bulk("Ar", a=5.3)  # the second shell is switched
+    shells = (lambda r: switched_slopes(r, 1.7 * SIGMA, onset),) if onset < 1 else ()
+    q = np.random.default_rng(1).uniform(-0.5, 0.5, (6, 3))
+    expected = frequencies_THz(pair_sum(atoms, 1.7 * SIGMA, *shells)(q), [39.948])
+    system = from_ase(atoms, model.cutoff)
+    repeats = enough_repeats(np.asarray(atoms.cell), model.cutoff)
+    supercells = fourier_sum(constants(atoms, model, repeats, symmetry(atoms)))(q)
+    for D in (dynamical_matrix(model.apply)({}, system, q), supercells):
+        assert_allclose(frequencies_THz(D, [39.948]), expected, rtol=1e-8)
+    assert expected.min() > 0.2  # THz: no q is near Gamma, where nothing would be asked
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from numpy.testing import assert_allclose
 from jaxmlip import units
 from jaxmlip.cli.crystal import conductivity as command
 from jaxmlip.cli.crystal.conductivity import conductivity
+from jaxmlip.cli.output import Output
 from jaxmlip.derivatives.first import forces
 from jaxmlip.derivatives.third import cubic_force_constants as columns_of
 from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
@@ -252,6 +254,31 @@ def test_the_command_conducts_as_much_as_finite_displacements(folder, capsys, mo
     assert (folder / "ar_conductivity.png").stat().st_size > 1000
     monkeypatch.chdir("ar_phono3py")  # phono3py looks for constants where it is called
     assert phono3py.load("phono3py.yaml", log_level=0).fc3.shape == (1, 32, 32, 3, 3, 3)
+
+
+MACE_FIELDS = {"elements": (18,), "cutoff": 5.0}
+
+
+@pytest.mark.parametrize(
+    "architecture, fields, told",
+    [
+        ("LennardJones", {"onset": 0.6, "smoothness": 3}, None),
+        ("LennardJones", {"onset": 0.6, "smoothness": 2}, "than 2 deriv"),
+        ("LennardJones", {"onset": 1.0, "smoothness": 3}, "than 0 deriv"),
+        ("MACE", MACE_FIELDS | {"smoothness": 4}, None),
+        ("MACE", MACE_FIELDS, "than 2 deriv"),
+        ("So3krates", {"elements": (18,)}, "than 1 deriv"),
+        ("So3krates", {"elements": (18,), "coulomb_width": 0.0}, "than 2 deriv"),
+        ("DualCutoff", MACE_FIELDS | {"short": {"smoothness": 3}}, "than 2 deriv"),
+        ("DualCutoff", MACE_FIELDS | {n: {"smoothness": 3} for n in ("short", "long")}, None),
+    ],
+)
+def test_third_derivatives_that_jump_at_the_cutoff_are_told(architecture, fields, told):
+    """`derivatives.third`: an envelope of smoothness 2 leaves them with steps."""
+    model = SimpleNamespace(card={"architecture": architecture, "fields": fields})
+    output = Output(json=None)
+    command._warn(model, None, bulk("Ar", a=20.0, cubic=True), (1, 1, 1), output)
+    assert [told in w for w in output.warnings] == ([True] if told else [])
 
 
 @needs_phono3py

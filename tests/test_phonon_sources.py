@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import SIGMA, argon
+from crystals import SIGMA, argon, pair_sum
 from numpy.testing import assert_allclose
-from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, pair_sum, read_json
+from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, read_json
 
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
@@ -130,6 +130,42 @@ def test_charges_of_a_born_file_are_those_that_were_written(tmp_path):
     numeric = slopes(lambda q: extra(q), q, lattice.cell)
     size = np.abs(numeric).max()
     assert_allclose(extra.gradient(q, lattice.cell), numeric, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_dipoles_that_are_in_the_matrices_are_found_along_whichever_axis_they_lie(axis):
+    """Charges of one axis make no field in waves along the two others."""
+    from jaxmlip.cli.crystal.own_field import has_jump, without_forces
+    from jaxmlip.interfaces.phonons.phonopy_files import Polar
+    from jaxmlip.vibrations.phonons.nonanalytic import dipole_sum
+
+    atoms = bulk("CsCl", "cesiumchloride", a=4.1)
+    short, charges = pair_sum(atoms, 2 * SIGMA), np.zeros((2, 3, 3))
+    charges[:, axis, axis] = 1.0, -1.0
+    dipoles = dipole_sum(
+        without_forces(atoms), Polar(born_charges=charges, dielectric=2.5 * np.eye(3))
+    )
+    assert has_jump(lambda q: short(q) + dipoles(q), dipoles)
+    assert has_jump(lambda q: short(q) + 2.5 * dipoles(q), dipoles)  # charges that none screens
+    assert not has_jump(short, dipoles)
+
+
+def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
+    from types import SimpleNamespace
+
+    from jaxmlip.cli.crystal.own_field import in_matrices
+
+    atoms, z = bulk("CsCl", "cesiumchloride", a=4.1), np.array([1.0, -1.0])[:, None, None]
+    fields = {"elements": (17, 55)}
+    short, response = pair_sum(atoms, 2 * SIGMA), {"charges": z * np.eye(3), "eps": np.eye(3)}
+    for card, asked in (
+        ({"architecture": "MACE", "fields": fields}, False),
+        ({"architecture": "MACE", "fields": fields, "electrostatics": {"method": "pme"}}, True),
+        ({"architecture": "LongRangeMACE", "fields": fields}, True),
+    ):
+        counted, model = Counted(short), SimpleNamespace(card=card)
+        assert not in_matrices(None, model, atoms, D=counted, **response)
+        assert (counted.n > 0) == asked
 
 
 @pytest.mark.parametrize("temperatures", [[300.0, -5.0], [np.nan], []])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from crystals import EPSILON, SIGMA, argon, save_argon, skewed  # noqa: F401
+from crystals import SIGMA, argon, pair_sum, save_argon, skewed  # noqa: F401
 from numpy.testing import assert_allclose
 from scipy.optimize import brentq
 from test_bloch import LJ, MASSES, TINY, network
@@ -69,29 +69,6 @@ def bloch(model, atoms):
     system = from_ase(atoms, model.cutoff)
     matrix = dynamical_matrix(model.apply)
     return lambda q: np.asarray(matrix({}, system, np.asarray(q, float)))
-
-
-def pair_sum(atoms, cutoff=4 * SIGMA):
-    """D(q) of Lennard-Jones atoms as a lattice sum of its own, in numpy: any q in microseconds."""
-    steep = lambda r: 4 * EPSILON * (-12 * SIGMA**12 / r**13 + 6 * SIGMA**6 / r**7)
-    curved = lambda r: 4 * EPSILON * (156 * SIGMA**12 / r**14 - 42 * SIGMA**6 / r**8)
-    cell, n = np.array(atoms.cell), len(atoms)
-    most = np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)).astype(int) + 1
-    axes = [np.arange(-m, m + 1) for m in most]
-    lattice = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    blocks = np.zeros((len(lattice), n, 3, n, 3))
-    home = np.flatnonzero((lattice == 0).all(1))[0]
-    for a in range(n):
-        for b in range(n):
-            vectors = lattice @ cell + atoms.positions[b] - atoms.positions[a]
-            r = np.linalg.norm(vectors, axis=1)
-            near = (r > 1e-6) & (r < cutoff)
-            unit, r = vectors[near] / r[near, None], r[near, None, None]
-            along = unit[:, :, None] * unit[:, None]
-            spring = curved(r) * along + steep(r) / r * (np.eye(3) - along)
-            blocks[near, a, :, b] -= spring
-            blocks[home, a, :, a] += spring.sum(0)
-    return FourierSum(lattice=lattice, blocks=blocks.reshape(-1, 3 * n, 3 * n))
 
 
 def fcc(a=5.25053):
@@ -551,6 +528,7 @@ def test_an_unstable_crystal_has_its_exit_status_and_its_files(folder, capsys): 
         ([], 2, "phonons need a potential or force constants"),
         (["--model", "MODEL", "--qpoints", "0 0"], 2, "three numbers"),
         (["--model", "MODEL", "--temperatures", "300", "100", "10"], 2, "no temperatures"),
+        (["--model", "MODEL", "--mesh", "0", "2", "2"], 2, "--mesh is 0 2 2"),
         (["--model", "MODEL", "--budget", "3"], 2, "budget of 3"),
         (["--force-constants", "nowhere.yaml"], 2, "there is no file"),
         (["--model", "MODEL", "--born", "nowhere"], 2, "there is no file"),

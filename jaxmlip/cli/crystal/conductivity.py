@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
+from jaxmlip.cli.crystal import grids
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import note, plan, table, task, write
 from jaxmlip.errors import UsageError
@@ -83,9 +84,11 @@ def conductivity(
     from jaxmlip.interfaces.phonons import phono3py as door
     from jaxmlip.interfaces.phonons.conductivity import thermal_conductivity
 
-    kelvin = _temperatures(temperatures)
+    kelvin = grids.temperatures(temperatures, above_zero=True)
     harmonic = harmonic or supercell
-    _check(born, supercell=supercell, harmonic=harmonic, mesh=mesh)
+    grids.check_divisions(supercell=supercell, harmonic=harmonic, mesh=mesh)
+    if born is not None and not born.is_file():
+        raise UsageError(f"there is no file {born}", where="--born")
     session.positive(fmax=fmax, stress=stress, symprec=symprec)
     if boundary is not None:
         session.positive(boundary=boundary)
@@ -114,8 +117,7 @@ def conductivity(
     system = crystals.to_system(atoms, opened)
     state = phonon_sources.state(system, opened, output, where="conductivity")
     crystal = build(atoms, tolerance=1e-5 if relax else symprec)
-    if own := born is None and nac and _has_response(opened):
-        door.with_response(crystal, *_response(system, opened))
+    split = _split(crystal, system, atoms, opened, door, output) if born is None and nac else None
     _force_constants(crystal, opened, door)
     door.write_force_constants(crystal, output.paths["phono3py/phono3py.yaml"].parent)
     with task("Boltzmann equation"):
@@ -143,34 +145,10 @@ def conductivity(
             "harmonic_supercell": harmonic,
             "isotopes": isotopes,
             "boundary_um": boundary,
-            "nonanalytic": "model" if own else None if born is None else str(born),
+            "nonanalytic": split if born is None else str(born),
             **_results(found, crystal, door),
         }
     )
-
-
-def _temperatures(limits):
-    import numpy as np
-
-    first, last, step = limits
-    if not (0 < first <= last < np.inf and 0 < step < np.inf and (last - first) / step < 1e4):
-        raise UsageError(
-            f"no temperatures from {first:g} to {last:g} K in steps of {step:g}",
-            where="--temperatures",
-            fix="0 < first <= last and a step above zero, such as 100 800 100",
-        )
-    return first + step * np.arange(int((last - first) / step + 1e-9) + 1)
-
-
-def _check(born, **counts):
-    for name, values in counts.items():
-        if min(values) < 1:
-            raise UsageError(
-                f"--{name} is {' '.join(map(str, values))}; all three must be 1 or more",
-                where=f"--{name}",
-            )
-    if born is not None and not born.is_file():
-        raise UsageError(f"there is no file {born}", where="--born")
 
 
 def _warn(model, born, atoms, supercell, output):
@@ -182,12 +160,31 @@ def _warn(model, born, atoms, supercell, output):
             "the model has electrostatics of its own: without --born its longitudinal modes near "
             "Gamma are those of the supercell of the harmonic constants"
         )
+    if (smooth := _smoothness(model.card)) < 3:
+        output.warn(
+            f"no more than {smooth} derivatives of the model are continuous at its cutoff: cubic "
+            "constants jump where a shell of atoms is there (train with smoothness 3 or more)"
+        )
     cell = np.array(supercell)[:, None] * atoms.cell.array
     width = float((1 / np.linalg.norm(np.linalg.inv(cell), axis=0)).min())
     if width < NARROW:
         output.warn(
             f"the supercell of the cubic constants is {width:.1f} Å wide; converge --supercell"
         )
+
+
+def _smoothness(card) -> int:
+    """How many derivatives of the energy are continuous where a pair crosses a cutoff."""
+    from jaxmlip.models.checkpoint import build
+
+    model = build(card)
+    if getattr(model, "onset", 0) >= 1:
+        return 0  # cut: the energy alone
+    if getattr(model, "coulomb_width", 0):
+        return 1  # So3krates, as published
+    parts = [getattr(model, name) for name in ("short", "long") if hasattr(model, name)]
+    ends = [part.get("smoothness", 2) for part in parts]  # 2: of `nn.radial.envelope`
+    return min(ends, default=getattr(model, "smoothness", 2))
 
 
 def _relaxed(atoms, model, symprec, method, **limits):
@@ -204,18 +201,18 @@ def _relaxed(atoms, model, symprec, method, **limits):
     return crystals.to_atoms(atoms, system)
 
 
-def _has_response(model) -> bool:
-    """Whether Born charges and eps_inf of the model are not in its energy already."""
-    from jaxmlip.cli import session
+def _split(crystal, system, atoms, model, door, output) -> str | None:
+    """Where the splitting of LO and TO is; the `Phono3py` gets it of a model that lacks it."""
+    from jaxmlip.cli.crystal import own_field
 
-    return session.predicts(model.card, "polarizability") and not model.card.get("electrostatics")
-
-
-def _response(system, model):
-    from jaxmlip.cli.crystal import phonon_sources
-
-    note("longitudinal and transverse modes split by the model's own Born charges and eps_inf")
-    return phonon_sources.own_response(system, model, where="conductivity")
+    if not own_field.predicted(model):
+        return None
+    charges, eps = own_field.own_response(system, model, where="conductivity")
+    if own_field.in_matrices(system, model, atoms, charges=charges, eps=eps):
+        return own_field.IN_MODEL
+    own_field.split_by_model()
+    door.with_response(crystal, charges, eps)
+    return "model"
 
 
 def _force_constants(crystal, model, door):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxmlip.cli import analysis
-from jaxmlip.cli.crystal import plot_polar, polar
+from jaxmlip.cli.crystal import own_field, plot_polar, polar
 from jaxmlip.cli.ir import table_of
 from jaxmlip.cli.output import Output, table, write, write_extxyz, write_text
 from jaxmlip.errors import NumericalError
@@ -36,8 +36,8 @@ def run(
     )
     crystal = polar.polar_crystal(atoms, model, output, relax_steps=steps)
     found, error = crystal.found, polar.check_born(crystal, output)
-    own = polar.has_own_field(model.card)
     eps = polar.dielectric_of(crystal, epsilon_infinity)
+    own = polar.has_own_field(crystal, model, eps)
     if own and eps is None:
         eps = np.eye(3)  # ions alone: nothing in the energy of the model answers to a field faster
     strengths = intensities(found.born_charges, found.modes)
@@ -65,7 +65,7 @@ def run(
             "modes and intensities alone"
         )
     else:
-        results["nonanalytic"] = polar.IN_MODEL if own else "model"
+        results["nonanalytic"] = own_field.IN_MODEL if own else "model"
         split = longitudinal(crystal, _screening(own, eps, output), n)
         oscillators = light.oscillators(found.born_charges, found.modes, eps, crystal.volume)
         results |= polar_results(oscillators, split, output)

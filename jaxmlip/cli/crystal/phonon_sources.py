@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmlip.cli import analysis, session
+from jaxmlip.cli.crystal import own_field
 from jaxmlip.cli.crystal.crystals import crystal_of, for_elements
-from jaxmlip.cli.output import Output, note, task
-from jaxmlip.derivatives.response.images import point_charges
+from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError
 
 STEEP = 1e-3  # eV/Å; forces on a crystal beyond which its phonons mean little
 SAME = 0.05  # Å, within which the atoms of a file are those of its force constants
-NEAR = 1e-4  # of the reciprocal cell; D of a model without long range changes little over it
-NAC_WIDTH = 12.0  # Å, of the supercell beyond which a model's dipoles are those of BORN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ def from_model(
     polar, extra = _polar(born, atoms)
     D = model_matrices(model.potential.apply, model.params, system, group=symmetry(atoms))
     if born is None and nac:
-        polar, extra, told = _own_polar(system, model, atoms, D, output)
+        polar, extra, told = _own_polar(system, model, atoms, D)
         done |= told
     return Source(
         D=D,
@@ -144,83 +142,30 @@ def _polar(born, atoms):
         return None, None
     from jaxmlip.interfaces.phonons.phonopy_files import read_born
 
-    lattice, empty = _empty(atoms)
-    polar = read_born(born, empty)
-    return polar, _beyond(lattice, empty, polar)
+    polar = read_born(born, own_field.without_forces(atoms))
+    return polar, own_field.beyond(atoms, polar)
 
 
-def _empty(atoms):
-    """The crystal, and it as force constants that are all zero."""
-    from jaxmlip.vibrations.phonons.dispersion import crystal
-    from jaxmlip.vibrations.phonons.interpolation import FourierSum, in_supercell
-
-    lattice, n = crystal(atoms), 3 * len(atoms)
-    nothing = FourierSum(lattice=np.zeros((1, 3), int), blocks=np.zeros((1, n, n)))
-    return lattice, in_supercell(lattice, atoms.numbers, nothing, (1, 1, 1))
-
-
-def _beyond(lattice, empty, polar):
-    from jaxmlip.vibrations.phonons.nonanalytic import beyond_supercell, dipole_sum
-
-    return beyond_supercell(dipole_sum(empty, polar), lattice, NAC_WIDTH)
-
-
-def _own_polar(system, model, atoms, D, output):
+def _own_polar(system, model, atoms, D):
     """(Polar, the non-analytic part of D, what is told of both) of the model; None without one.
 
     A model with electrostatics of its own has the term in its D(q) already: that is measured.
     """
-    nothing = None, None, {"nonanalytic": None}
-    if not session.predicts(model.card, "polarizability"):
-        return nothing
+    if not own_field.predicted(model):
+        return None, None, {"nonanalytic": None}
     from jaxmlip.interfaces.phonons.phonopy_files import Polar
 
-    charges, eps = own_response(system, model)
-    lattice, empty = _empty(atoms)
-    polar = Polar(born_charges=charges, dielectric=eps)
+    charges, eps = own_field.own_response(system, model)
     told = {
         "born_charges_e": charges,
         "epsilon_infinity": eps,
         "born_charge_sum_error_e": float(np.abs(charges.sum(0)).max()),
     }
-    extra = _beyond(lattice, empty, polar)
-    if _has_jump(D, extra.nonanalytic):
-        return None, None, told | {"nonanalytic": "in the dynamical matrices of the model"}
-    note("longitudinal and transverse modes split by the model's own Born charges and eps_inf")
-    return polar, extra, told | {"nonanalytic": "model"}
-
-
-def own_response(system, model, *, where="phonons"):
-    """(Born charges [n, 3, 3] e, eps_inf [3, 3]) of the model; `NumericalError` if not finite."""
-    import jax
-
-    from jaxmlip import derivatives
-
-    born = derivatives.born_charges(model.potential.apply)
-    eps = derivatives.dielectric(model.potential.apply)
-    with task("Born charges and the dielectric tensor"):
-        if point_charges(model.potential.apply, model.params, system):
-            charges, tensor = born(model.params, system), jax.jit(eps)(model.params, system)
-        else:
-            both = jax.jit(lambda params, system: (born(params, system), eps(params, system)))
-            charges, tensor = both(model.params, system)
-    charges, eps = np.asarray(charges, np.float64), np.asarray(tensor[0], np.float64)
-    if not (np.isfinite(charges).all() and np.isfinite(eps).all() and np.trace(eps) > 0):
-        raise NumericalError(
-            "a Born charge or the dielectric tensor of the model is not finite",
-            where=where,
-            code="JM303",
-            fix="--no-nac leaves the non-analytic term out",
-        )
-    return charges, eps
-
-
-def _has_jump(D, dipoles) -> bool:
-    """Whether D(q) next to Gamma is off from D(0) by most of what the dipoles would add there."""
-    q = NEAR * np.eye(3)[:1]
-    term = dipoles(np.zeros((1, 3)), q[0]) - dipoles(np.zeros((1, 3)))
-    jump = D(q) - D(np.zeros((1, 3)))
-    return float((term.conj() * jump).real.sum()) > 0.5 * float((np.abs(term) ** 2).sum()) > 0
+    if own_field.in_matrices(system, model, atoms, charges=charges, eps=eps, D=D):
+        return None, None, told | {"nonanalytic": own_field.IN_MODEL}
+    own_field.split_by_model()
+    polar = Polar(born_charges=charges, dielectric=eps)
+    return polar, own_field.beyond(atoms, polar), told | {"nonanalytic": "model"}
 
 
 # --- a file of phonopy's -------------------------------------------------------------------------

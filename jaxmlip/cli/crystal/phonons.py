@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
+from jaxmlip.cli.crystal import grids
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import note, plan, table, write
 from jaxmlip.errors import UsageError
@@ -115,7 +116,8 @@ def phonons(
     from jaxmlip.cli import session
     from jaxmlip.cli.crystal import phonon_sources
 
-    q, steps_T = _points(qpoints), _temperatures(temperatures)
+    q, steps_T = _points(qpoints), grids.temperatures(temperatures)
+    grids.check_divisions(mesh=mesh)
     if (model is None) == (force_constants is None):
         raise UsageError(
             "phonons need a potential or force constants, and not both",
@@ -196,19 +198,6 @@ def _points(text):
             fix='numbers by spaces, points by commas: "0 0 0, 0.5 0 0"',
         )
     return q
-
-
-def _temperatures(limits):
-    import numpy as np
-
-    first, last, step = limits
-    if not (0 <= first <= last < np.inf and step > 0 and (last - first) / step < 1e5):
-        raise UsageError(
-            f"no temperatures from {first:g} to {last:g} K in steps of {step:g}",
-            where="--temperatures",
-            fix="first <= last and a step above zero, such as 0 1000 10",
-        )
-    return first + step * np.arange(int((last - first) / step + 1e-9) + 1)
 
 
 def _computed(source, q, *, mesh, temperatures, tolerance, budget, correct):

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxmlip.cli import analysis, session
-from jaxmlip.cli.crystal import crystals
+from jaxmlip.cli.crystal import crystals, own_field
 from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError, UsageError
 from jaxmlip.vibrations.dielectric import electronic
-
-IN_MODEL = "in the dynamical matrices of the model"  # where the splitting of LO and TO is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +133,14 @@ def dielectric_of(crystal: PolarCrystal, given: float | None):
     return crystal.dielectric if given is None else given * np.eye(3)
 
 
-def has_own_field(card: dict) -> bool:
-    """Whether charges of the model itself make the field of longitudinal waves, in its energy."""
-    return bool(card.get("electrostatics"))
+def has_own_field(crystal: PolarCrystal, model, eps) -> bool:
+    """Whether the energy of the model itself holds the field of longitudinal waves."""
+    from jaxmlip.interfaces.ase import from_ase
+
+    found = crystal.found
+    system = from_ase(found.atoms, model.potential.cutoff, dtype=model.dtype)
+    eps, charges = np.eye(3) if eps is None else eps, found.born_charges
+    return own_field.in_matrices(system, model, found.atoms, charges=charges, eps=eps)
 
 
 def check_born(crystal: PolarCrystal, output: Output) -> float:

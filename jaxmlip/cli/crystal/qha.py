@@ -8,6 +8,7 @@ import typer
 
 from jaxmlip import units
 from jaxmlip.cli import options
+from jaxmlip.cli.crystal import grids
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, task
 from jaxmlip.errors import JaxmlipError, NumericalError, UsageError
@@ -65,8 +66,10 @@ def qha(
     from jaxmlip.cli.crystal import crystals
     from jaxmlip.cli.crystal.crystals import crystal_of
 
-    grid = _temperatures(temperatures)
+    grid = grids.temperatures(temperatures, at_least=3)
+    grids.check_divisions(mesh=mesh)
     _check_span(span)
+    _check_pressure(pressure, axes)
     output = plan(file, [], out=out, json_file=json, overwrite=overwrite, default_json="qha.json")
     session.positive(fmax=fmax, stress=stress, symprec=symprec)
     session.start(x64=True)
@@ -193,22 +196,21 @@ def _quasiharmonic(found, pressure, equation):
     return result
 
 
-def _temperatures(given):
-    import numpy as np
-
-    first, last, step = given
-    if not (0 <= first < last and step > 0 and (last - first) / step >= 2):
-        raise UsageError(
-            f"--temperatures {first:g} {last:g} {step:g}: three or more, ascending, from 0 K",
-            where="--temperatures",
-        )
-    return np.arange(first, last + step / 2, step)
-
-
 def _check_span(span):
     if not 0.5 < span[0] < 1 < span[1] < 2:
         raise UsageError(
             f"--span {span[0]:g} {span[1]:g}: below and above 1, the static minimum", where="--span"
+        )
+
+
+def _check_pressure(pressure, axes):
+    if not abs(pressure) < float("inf"):
+        raise UsageError(f"--pressure is {pressure:g} GPa", where="--pressure")
+    if axes and pressure:
+        raise UsageError(
+            "the expansion of axes is that of the crystal without pressure",
+            where="--axes, --pressure",
+            fix="leave out one of them",
         )
 
 
