@@ -1,7 +1,8 @@
 """Second and third derivatives of any size: laws, plans, and sums over modes without a Hessian.
 
 That the Hessian of every model is the slope of its forces, symmetric and free of translations is
-held in test_models.py; here are rotations and third derivatives of every model, and the engine.
+held in test_models.py (test_other_hessians.py: of those that do not fit its padded shape); here are
+rotations and third derivatives of every model, and the engine.
 Crystals are Morse copper with light atoms, whose vibrations are quantum at 300 K.
 """
 

@@ -18,6 +18,7 @@ from numpy.testing import assert_allclose
 
 from jaxmlip import units
 from jaxmlip.cli.crystal import conductivity as command
+from jaxmlip.cli.crystal import own_field
 from jaxmlip.cli.crystal.conductivity import conductivity
 from jaxmlip.cli.output import Output
 from jaxmlip.derivatives.first import forces
@@ -254,6 +255,18 @@ def test_the_command_conducts_as_much_as_finite_displacements(folder, capsys, mo
     assert (folder / "ar_conductivity.png").stat().st_size > 1000
     monkeypatch.chdir("ar_phono3py")  # phono3py looks for constants where it is called
     assert phono3py.load("phono3py.yaml", log_level=0).fc3.shape == (1, 32, 32, 3, 3, 3)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_the_energy_of_a_model_splits_already_is_not_split_again(inside, monkeypatch):
+    added, response = [], (np.ones((2, 3, 3)), np.eye(3))
+    given = SimpleNamespace(with_response=lambda crystal, *response: added.append(response))
+    monkeypatch.setattr(own_field, "predicted", lambda model: True)
+    monkeypatch.setattr(own_field, "own_response", lambda *_, **__: response)
+    monkeypatch.setattr(own_field, "in_matrices", lambda *_, **__: inside)
+    found = command._split(None, None, None, None, given)
+    assert found == (own_field.IN_MODEL if inside else "model")
+    assert added == ([] if inside else [response])
 
 
 MACE_FIELDS = {"elements": (18,), "cutoff": 5.0}

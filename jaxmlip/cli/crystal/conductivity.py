@@ -117,7 +117,7 @@ def conductivity(
     system = crystals.to_system(atoms, opened)
     state = phonon_sources.state(system, opened, output, where="conductivity")
     crystal = build(atoms, tolerance=1e-5 if relax else symprec)
-    split = _split(crystal, system, atoms, opened, door, output) if born is None and nac else None
+    split = _split(crystal, system, atoms, opened, door) if born is None and nac else None
     _force_constants(crystal, opened, door)
     door.write_force_constants(crystal, output.paths["phono3py/phono3py.yaml"].parent)
     with task("Boltzmann equation"):
@@ -201,7 +201,7 @@ def _relaxed(atoms, model, symprec, method, **limits):
     return crystals.to_atoms(atoms, system)
 
 
-def _split(crystal, system, atoms, model, door, output) -> str | None:
+def _split(crystal, system, atoms, model, door) -> str | None:
     """Where the splitting of LO and TO is; the `Phono3py` gets it of a model that lacks it."""
     from jaxmlip.cli.crystal import own_field
 

@@ -188,6 +188,8 @@ def displacement_directions(group: Symmetry, atom: int, *, seed: int = 0) -> np.
     images = np.einsum("oij,vj->voi", rotations, candidates)
     spans = np.einsum("voi,voj->vij", images, images) / len(rotations)
     for many in (1, 2):
+        if many * len(rotations) < 3:
+            continue  # too few images to span space
         sets = np.array(list(combinations(range(len(candidates)), many)))
         values = np.linalg.eigvalsh(spans[sets].sum(1))
         score = values[:, 0] / values[:, -1]

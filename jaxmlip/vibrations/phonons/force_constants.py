@@ -184,25 +184,27 @@ def _unfolded(constants, group, atoms, vectors, columns):
         for other in np.flatnonzero(group.equivalent == a)[1:]:
             o = np.flatnonzero(group.permutations[:, a] == other)[0]
             turn = group.cartesian[o]
-            blocks[other, _images(constants, group, o, a)] = turn @ blocks[a] @ turn.T
+            blocks[other, _images(constants, group, [o], a)[0]] = turn @ blocks[a] @ turn.T
     return blocks
 
 
 def _from_site(constants, group, atom, vectors, columns):
     """All three columns of an atom: least squares over the images of those that are known."""
-    square, right = np.zeros((3, 3)), np.zeros(constants.values.shape[1:])
-    for o in site_symmetry(group, atom):
-        turn = group.cartesian[o]
-        moved = vectors @ turn.T
-        square += moved.T @ moved
-        right[_images(constants, group, o, atom)] += np.einsum(
-            "ij,vkj,vl->kil", turn, columns, moved, optimize=True
-        )
-    return right @ np.linalg.inv(square)
+    site = site_symmetry(group, atom)
+    turns = group.cartesian[site]
+    moved = vectors @ turns.swapaxes(1, 2)
+    right = np.zeros(constants.values.shape[1:])
+    images = _images(constants, group, site, atom)
+    for turn, seen, to in zip(turns, moved, images, strict=True):
+        right[to] += turn @ (columns.transpose(1, 2, 0) @ seen)
+    return right @ np.linalg.inv(np.einsum("ovi,ovj->ij", moved, moved))
 
 
-def _images(constants, group, operation, atom):
-    """Where an operation that takes `atom` to an atom of cell 0 takes every column."""
-    moved = constants.shifts @ group.rotations[operation].T
-    moved = moved + group.shifts[operation][constants.atoms] - group.shifts[operation][atom]
-    return column_of(constants, group.permutations[operation][constants.atoms], moved)
+def _images(constants, group, operations, atom):
+    """[n, columns] where operations [n] that take `atom` to an atom of cell 0 take each column."""
+    moved = constants.shifts @ group.rotations[operations].swapaxes(1, 2)
+    shifts = group.shifts[operations]
+    moved = moved + shifts[:, constants.atoms] - shifts[:, atom, None]
+    atoms = group.permutations[operations][:, constants.atoms]
+    found = column_of(constants, atoms.reshape(-1), moved.reshape(-1, 3))
+    return found.reshape(atoms.shape)
