@@ -139,7 +139,7 @@ def p3m(
 
 
 def _planned(system, cutoff, tolerance, where, factors, *, charges, dipoles, order, exclude, split):
-    planning.check_numbers(cutoff, tolerance, order, exclude, where)
+    planning.check_options(cutoff, tolerance, order, exclude, split, where)
     structures = planning.structures(system, cutoff, charges, where, dipoles)
     order, shape, width, error = planning.cheapest(
         structures,
