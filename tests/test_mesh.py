@@ -283,6 +283,28 @@ def test_second_derivatives_are_those_of_ewald(order):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order, tolerance", [(6, 1e-3), (8, 1e-4)])
+@pytest.mark.parametrize("kind", ["skewed", "salt", "water"])
+def test_second_derivatives_meet_a_tolerance_that_is_asked_for_them(kind, order, tolerance):
+    of = {"skewed": partial(scattered, 24, SKEWED), "salt": partial(salt, 2)}
+    system, charges = of.get(kind, partial(water, 4))()
+    direction = np.random.default_rng(5).normal(size=system.positions.shape)
+    plan = partial(pme, system, CUTOFF, tolerance, charges=charges, order=order)
+    found = lambda solver: curvature(solver, system, charges, direction)
+    exact = found(ewald(system, CUTOFF, 1e-9))
+    assert 0.05 < error(found(plan(derivatives=2)), exact) / tolerance < 2
+
+
+def test_hessians_ask_for_a_finer_mesh_and_forces_do_not():
+    system, charges = salt(2)
+    plan = partial(pme, system, CUTOFF, 1e-3, charges=charges, order=6)
+    assert plan(derivatives=1) == plan()
+    assert np.prod(plan(derivatives=2).shape) > np.prod(plan().shape)
+    with pytest.raises(UsageError, match="must be 1 or 2"):
+        plan(derivatives=3)
+
+
+@pytest.mark.slow
 def test_third_derivatives_are_slopes_of_second_ones():
     system, charges = scattered(24, SKEWED)
     solver = pme(system, CUTOFF, 1e-5, charges=charges, order=8)
