@@ -10,6 +10,12 @@ import re
 
 import numpy as np
 
+CUTOFFS = {"mesh": (5.0, 6.0, 7.5, 9.0), "ewald": (9.0,)}  # Å, that every code may choose from
+
+
+def cutoffs_of(method):
+    return CUTOFFS["ewald" if method == "ewald" else "mesh"]
+
 
 def charged(name):
     """(positions [n, 3] Å, charges [n] e, cell [3, 3] Å, atomic numbers [n])."""

@@ -74,7 +74,7 @@ def test_energy_forces_and_stress_are_those_of_the_reference_program():
 @pytest.mark.slow
 def test_slopes_and_curvatures_are_smooth_where_pairs_fade_and_unknown_elements_are_nan():
     """Over 0.4 Å in which pairs pass the beginning and the end of both switches."""
-    short = model((1, 8), cutoff=4.0, count_cutoff=3.0, onset=0.5, smoothness=3)
+    short = model((1, 8), cutoff=4.0, count_cutoff=3.0, onset=0.5, smoothness=4)
     atoms = Atoms("OHOH", [[0, 0, 0], [0.9, 0.2, 0], [1.95, 0.1, 0.3], [3.8, 0.1, 0.6]])
     system = jax.tree.map(jnp.asarray, from_ase(atoms, short.cutoff + 1))
     along = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
@@ -85,14 +85,15 @@ def test_slopes_and_curvatures_are_smooth_where_pairs_fade_and_unknown_elements_
         energy = lambda x: short.apply({}, moved(x))["energy"][0]
         slope = lambda x: jax.jvp(energy, (x,), (1.0,))
         curvature = lambda x: jax.jvp(lambda x: slope(x)[1], (x,), (1.0,))
-        return *slope(x), curvature(x)[1]
+        third = jax.jvp(lambda x: curvature(x)[1], (x,), (1.0,))[1]
+        return *slope(x), curvature(x)[1], third
 
     h = 1e-5
     for x in np.linspace(-0.2, 0.2, 9):
         before, here, after = (orders(x + s * h, system.numbers) for s in (-1, 0, 1))
-        for order in (0, 1):  # third derivatives are continuous: h²
+        for order in (0, 1, 2):  # fourth derivatives are continuous: h
             difference = (after[order] - before[order]) / (2 * h)
-            assert_allclose(here[order + 1], difference, rtol=1e-6, atol=1e-8)
+            assert_allclose(here[order + 1], difference, rtol=1e-6, atol=10.0 ** (order - 8))
     assert np.isnan(orders(0.0, system.numbers.at[2].set(6))[0])
 
 
@@ -127,6 +128,33 @@ def test_tables_and_parameters_come_from_files_of_others_and_travel_with_the_car
     with pytest.raises(UsageError, match="expected .* for 2 elements"):
         system = from_ase(molecule("OH"), 3.0)
         jax.eval_shape(D3(**(fields | {"radii": (1.0,)})).apply, {}, system)
+
+
+@pytest.mark.parametrize("elements", [(), (6, "C"), [[1, 6]], [(1, 6), (8,)], 6, (1.5,), (6, 6)])
+def test_elements_are_different_atomic_numbers(elements):
+    with pytest.raises(UsageError, match="atomic numbers, each once"):
+        d3_tables(elements, TABLES)
+
+
+def test_a_functional_is_a_name():
+    with pytest.raises(UsageError, match="must be a name"):
+        d3_damping(3)
+
+
+def test_memory_does_not_grow_with_the_elements_that_a_model_knows():
+    """Of all arrays in its program of energy and forces, the largest."""
+    system, n = from_ase(crystal(), 9.0), 10
+
+    def most(model):
+        forces = jax.grad(lambda r: model.apply({}, replace(system, positions=r))["energy"].sum())
+        program = jax.make_jaxpr(forces)(system.positions)
+        return max(v.aval.size for e in program.eqns for v in e.outvars)
+
+    few = model((1, 6, 7, 8), cutoff=9.0)
+    again = lambda x, axes: np.tile(x, [n] * axes + [1] * (np.ndim(x) - axes)).tolist()
+    other = {k: again(getattr(few, k), 1) for k in ("coordination", "radii", "moments")}
+    other |= {"references": again(few.references, 2), "elements": tuple(range(1, 4 * n + 1))}
+    assert most(replace(few, **other)) == most(few)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):

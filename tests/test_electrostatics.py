@@ -471,6 +471,31 @@ def test_the_requested_error_of_forces_is_met():
         assert error < 2 * tolerance
 
 
+def alone(system, edge):
+    """The atoms of a cell, not their images, in a cube with vacuum around them."""
+    return build(system.positions, edge * np.eye(3), 6.0)
+
+
+@pytest.mark.parametrize("power", [1, 6])
+def test_vacuum_does_not_ask_for_a_closer_sum(power):
+    system, _ = ions(100, 12.0, seed=11, cutoff=6.0)
+    plan = lambda s: inverse_power(s, 6.0, power, 1e-4)
+    near, far = (plan(alone(system, edge)).kernel.alpha for edge in (20.0, 80.0))
+    assert near == far < 1.1 * plan(system).kernel.alpha
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [1, 6])
+def test_the_requested_error_is_met_in_vacuum(power):
+    system, charges = ions(100, 12.0, seed=11, cutoff=6.0)
+    system, weights = alone(system, 40.0), charges if power == 1 else np.abs(charges)
+    sum_of = lambda tolerance: inverse_power(system, 6.0, power, tolerance)
+    _, (reference, *_) = slopes(sum_of(1e-8), system, weights)
+    for tolerance in (1e-2, 1e-4):
+        _, (dr, *_) = slopes(sum_of(tolerance), system, weights)
+        assert np.linalg.norm(dr - reference) < 2 * tolerance * np.linalg.norm(reference)
+
+
 @pytest.mark.slow
 def test_float32_forces_and_no_new_compilation_for_new_positions():
     system, charges = ions(100, 12.0, seed=11, cutoff=6.0)

@@ -515,6 +515,47 @@ def test_an_unknown_method_on_a_card_is_refused(saved):
         checkpoint.potential_of(wrong)
 
 
+MESH, CHARGES = {"method": "pme"}, {"method": "coulomb"}
+
+
+@pytest.mark.parametrize(
+    "term, entry, said",
+    [
+        ("electrostatics", "ewald", "'electrostatics' is 'ewald'"),
+        ("electrostatics", {"tolerance": 1e-4}, "unknown 'None'"),
+        ("electrostatics", MESH | {"tolerance": "x"}, "'tolerance' of electrostatics is 'x'"),
+        ("electrostatics", MESH | {"tolerance": None}, "'tolerance' of electrostatics is None"),
+        ("electrostatics", MESH | {"tolerance": -1e-4}, "a number above 0"),
+        ("electrostatics", MESH | {"cutoff": "z"}, "'cutoff' of electrostatics is 'z'"),
+        ("electrostatics", MESH | {"cutoff": True}, "'cutoff' of electrostatics is True"),
+        ("electrostatics", MESH | {"cutoff": float("nan")}, "'cutoff' of electrostatics is nan"),
+        ("electrostatics", MESH | {"dipoles": "abc"}, "'dipoles' of electrostatics is 'abc'"),
+        ("electrostatics", MESH | {"dipoles": None}, "'dipoles' of electrostatics is None"),
+        ("electrostatics", MESH | {"dipoles": -0.1}, "a number of at least 0"),
+        ("electrostatics", CHARGES | {"equilibration": [1]}, r"'equilibration' is \[1\]"),
+        ("electrostatics", CHARGES | {"equilibration": {"width": 1}}, "Did you mean 'widths'"),
+        ("electrostatics", CHARGES | {"equilibration": {"widths": 1.0}}, "'widths' is 1.0"),
+        ("electrostatics", CHARGES | {"equilibration": {"widths": {"Na": 1}}}, "'element' of wid"),
+        ("electrostatics", CHARGES | {"equilibration": {"widths": {"11": "a"}}}, "'11' of widths"),
+        ("electrostatics", CHARGES | {"equilibration": {"steps": 1.5}}, "a whole number of at"),
+        ("electrostatics", CHARGES | {"equilibration": {"direct": []}}, "'direct' of equilibr"),
+        ("dispersion", {"tolerance": {}}, "'tolerance' of dispersion"),
+        ("dispersion", {"cutof": 6.0}, "Did you mean 'cutoff'"),
+    ],
+)
+def test_a_card_whose_values_are_none_is_refused_where_it_is_read(term, entry, said):
+    model = Potential(lambda key, s: {}, lambda params, s: {"energy": jnp.zeros(1)}, 4.0)
+    with pytest.raises(ModelError, match=f"(?s)JM531.*{said}"):
+        plans.add_long_range(model, {term: entry})
+
+
+def test_numbers_of_a_card_may_be_text_and_elements_are():
+    entry = {"method": "coulomb", "tolerance": "1e-4", "equilibration": {"widths": {"11": "1"}}}
+    found = plans._electrostatics(entry | {"equilibration": {"widths": {"11": "1"}, "steps": 9}})
+    assert found["tolerance"] == 1e-4
+    assert found["equilibration"] == {"widths": {11: 1.0}, "steps": 9}
+
+
 @pytest.mark.slow
 def test_sums_and_scales_are_planned_as_their_parts(saved):
     _, card, params, system = saved

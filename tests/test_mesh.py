@@ -1,7 +1,7 @@
 """Particle-mesh Ewald against the Ewald sum: errors that were asked for, and all derivatives."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import jax
@@ -22,6 +22,7 @@ from jaxmlip.electrostatics.mesh import (
     short_range,
     splines,
 )
+from jaxmlip.electrostatics.planning import density, pairs_within
 from jaxmlip.errors import ResourceError, UsageError
 from jaxmlip.neighbors import find_edges
 from jaxmlip.system import System, cast, concatenate, pad, strain
@@ -75,6 +76,11 @@ def scattered(n, cell, seed=2, apart=1.8, cutoff=CUTOFF):
     charges = 1.0 - 2.0 * (np.arange(n) % 2)
     charges[0] = 2.0
     return crystal(kept @ cell, cell, np.full(n, 18), cutoff), charges
+
+
+def in_vacuum(system, charges, cell):
+    """The same atoms, not their images, in a larger cell."""
+    return crystal(system.positions, cell, system.numbers), charges
 
 
 SKEWED = np.array([[9.0, 0.3, 0.0], [2.5, 8.0, -0.4], [-1.0, 1.5, 10.0]])
@@ -277,6 +283,28 @@ def test_second_derivatives_are_those_of_ewald(order):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order, tolerance", [(6, 1e-3), (8, 1e-4)])
+@pytest.mark.parametrize("kind", ["skewed", "salt", "water"])
+def test_second_derivatives_meet_a_tolerance_that_is_asked_for_them(kind, order, tolerance):
+    of = {"skewed": partial(scattered, 24, SKEWED), "salt": partial(salt, 2)}
+    system, charges = of.get(kind, partial(water, 4))()
+    direction = np.random.default_rng(5).normal(size=system.positions.shape)
+    plan = partial(pme, system, CUTOFF, tolerance, charges=charges, order=order)
+    found = lambda solver: curvature(solver, system, charges, direction)
+    exact = found(ewald(system, CUTOFF, 1e-9))
+    assert 0.05 < error(found(plan(derivatives=2)), exact) / tolerance < 2
+
+
+def test_hessians_ask_for_a_finer_mesh_and_forces_do_not():
+    system, charges = salt(2)
+    plan = partial(pme, system, CUTOFF, 1e-3, charges=charges, order=6)
+    assert plan(derivatives=1) == plan()
+    assert np.prod(plan(derivatives=2).shape) > np.prod(plan().shape)
+    with pytest.raises(UsageError, match="must be 1 or 2"):
+        plan(derivatives=3)
+
+
+@pytest.mark.slow
 def test_third_derivatives_are_slopes_of_second_ones():
     system, charges = scattered(24, SKEWED)
     solver = pme(system, CUTOFF, 1e-5, charges=charges, order=8)
@@ -324,15 +352,28 @@ SYSTEMS = {
     "salt": lambda: salt(3),
     "water": lambda: water(5),
     "random": lambda: scattered(200, np.eye(3) * 17.0),
+    "cluster": lambda: in_vacuum(*salt(2), np.eye(3) * 40.0),
+    "slab": lambda: in_vacuum(*water(4), np.diag([12.42, 12.42, 50.0])),
 }
 
 
-def met(kind, solver_of, tolerance):
+@cache
+def charged(kind):
+    """A system, its charges, and the slopes of a sum much closer than any that is asked for."""
     system, charges = SYSTEMS[kind]()
+    exact = ewald(system, CUTOFF, 1e-9)
+    return system, charges, slope(exact, jnp.asarray(system.positions), system, charges)
+
+
+@partial(jax.jit, static_argnums=0)
+def slope(solver, r, system, charges):
+    return jax.grad(lambda r: solver(replace(system, positions=r), charges).sum())(r)
+
+
+def met(kind, solver_of, tolerance):
+    system, charges, exact = charged(kind)
     solver = solver_of(system, CUTOFF, tolerance, charges=charges)
-    (found, *_), _ = slopes(solver, system, charges)
-    (exact, *_), _ = slopes(ewald(system, CUTOFF, 1e-10), system, charges)
-    return error(found, exact) / tolerance
+    return error(slope(solver, jnp.asarray(system.positions), system, charges), exact) / tolerance
 
 
 @pytest.mark.slow
@@ -374,7 +415,8 @@ def test_the_force_that_errors_are_relative_to_is_that_of_charges_and_dipoles():
     r = np.asarray(system.positions)
     near = crystal(r[:2] - r[0], np.eye(3) * 60.0, [18, 18], cutoff=59.0 / 2)
     q, mu, cutoff = charges[:2], dipoles[:2], 1e9  # nothing fades
-    of = lambda x: planning._force(near, np.arange(2), q, x, cutoff)
+    pairs = pairs_within(near, cutoff)
+    of = lambda x: planning._force(pairs, np.arange(2), q, x, cutoff)
     (exact, *_), _ = slopes(coulomb(), replace(near, pbc=np.zeros((1, 3), bool)), q, mu)
     constant = units.coulomb_constant
     expected = np.sqrt((np.asarray(exact) ** 2).sum(1).mean()) / constant
@@ -403,6 +445,22 @@ def test_tighter_or_larger_costs_more_points():
     assert hash(plans[0]) == hash(pme(system, CUTOFF, 1e-3, charges=charges, order=8))
 
 
+def test_vacuum_thins_out_no_errors():
+    """The density that errors go with is that around the atoms, in dense cells that of the cell."""
+    system, charges = salt(2)
+    plan = lambda s: planning.structures(s, CUTOFF, charges, "pme")[0]
+    boxes = [plan(in_vacuum(system, charges, np.eye(3) * a)[0]) for a in (25.0, 100.0)]
+    assert boxes[0].pair == boxes[1].pair > 0.7 * plan(system).pair
+    for kind in ("salt", "water", "random"):
+        system, charges = SYSTEMS[kind]()
+        n, volume, pairs = (
+            system.n_atoms,
+            np.linalg.det(system.cell[0]),
+            pairs_within(system, CUTOFF),
+        )
+        assert_allclose(density(pairs, np.arange(n), np.nan, CUTOFF), n / volume, rtol=0.1)
+
+
 def test_guessed_charges_are_neutral_and_alternate():
     assert_allclose(planning.guess_charges(np.array([8, 1, 1, 0])), [-4 / 3, 2 / 3, 2 / 3, 0])
     assert_allclose(planning.guess_charges(np.array([11, 17])), [1, -1])
@@ -427,6 +485,7 @@ def test_what_a_mesh_cannot_do_is_refused():
         (system, CUTOFF, 1.0, {}),
         (system, CUTOFF, 1e-4, {"order": 5}),
         (system, CUTOFF, 1e-4, {"exclude": 2 * CUTOFF}),
+        (system, CUTOFF, 1e-4, {"split": lambda c, cutoff, accuracy: prolate(c, cutoff)}),
     ]
     for given, cutoff, tolerance, options in bad:
         with pytest.raises(UsageError):

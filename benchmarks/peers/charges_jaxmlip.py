@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmlip
+from benchmarks.charges import cutoffs_of
 from benchmarks.peers.jax_program import environment
 from jaxmlip.electrostatics import ewald
 from jaxmlip.electrostatics.mesh import gaussian, p3m, pme
@@ -21,7 +22,6 @@ METHODS = {
     ),
     "ewald": lambda system, cutoff, tolerance, charges=None: ewald(system, cutoff, tolerance),
 }
-CUTOFFS = {"pme": (5.0, 6.0, 7.5), "p3m": (5.0, 6.0, 7.5), "p3m-gaussian": (6.0,), "ewald": (9.0,)}
 
 
 def facts():
@@ -30,7 +30,7 @@ def facts():
 
 def settings(method, tolerance, cell, cutoffs=None):
     """The settings to try, coarse to fine, one list for each cutoff."""
-    return [[{"cutoff": c, "tolerance": tolerance}] for c in cutoffs or CUTOFFS[method]]
+    return [[{"cutoff": c, "tolerance": tolerance}] for c in cutoffs or cutoffs_of(method)]
 
 
 def prepare(method, given, dtype, positions, charges, cell, numbers):

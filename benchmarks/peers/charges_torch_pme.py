@@ -8,10 +8,9 @@ import torch
 import torchpme
 from vesin import NeighborList
 
-from benchmarks.charges import scanned
+from benchmarks.charges import cutoffs_of, scanned
 
 METHODS = ("ewald", "pme4", "p3m4", "p3m5")
-CUTOFFS = (6.0, 9.0)
 COULOMB = 14.399645478425667  # eV Å / e²
 
 
@@ -23,8 +22,7 @@ def facts():
 
 def settings(method, tolerance, cell, cutoffs=None):
     """The settings to try, coarse to fine, one list for each cutoff."""
-    default = CUTOFFS[-1:] if method == "ewald" else CUTOFFS
-    return scanned(method, tolerance, cell, cutoffs or default)
+    return scanned(method, tolerance, cell, cutoffs or cutoffs_of(method))
 
 
 def prepare(method, given, dtype, positions, charges, cell, numbers):

@@ -127,11 +127,11 @@ def _planned(system, cutoff, tolerance, power, prefactor, exclude):
     kinds, structures = set(), []
     for batch in batches:
         planning.check_concrete(batch, "ewald")
-        kinds |= {int(k) for k in planning.kinds_of(batch)[planning.occupied(batch)]}
-        found = list(planning.periodic_structures(batch))
-        if found:
+        axes = planning.kinds_of(batch)
+        kinds |= {int(k) for k in axes[planning.occupied(batch)]}
+        if axes.any():
             planning.check_edges(batch, cutoff)
-        structures += found
+            structures += planning.periodic_structures(batch, cutoff)
     if power != 1 and 2 in kinds:
         raise UsageError(f"slabs with 1/r^{power} have no exact sum here", where="inverse_power")
     return Ewald(

@@ -22,7 +22,7 @@ class Periodic:
 
     cell: np.ndarray  # [3, 3] Å, rows; the row of an open axis is a normal
     open_axis: int | None
-    spacing: float  # Å, edge of the cube that one atom has on average
+    spacing: float  # Å, edge of the cube that one atom has, vacuum left out
     height: float  # Å, from the lowest to the highest atom along the open axis
 
 
@@ -54,18 +54,23 @@ def kinds_of(system) -> np.ndarray:
     return axes
 
 
-def periodic_structures(system):
+def periodic_structures(system, cutoff: float):
     """`Periodic` of each structure with two or three periodic axes."""
     system = jax.tree.map(np.asarray, system)
+    pairs = pairs_within(system, cutoff)
     for g, axes in enumerate(kinds_of(system)):
         if axes == 0:
             continue
         cell = np.asarray(system.cell[g], float)
         atoms = (system.graph == g) & (system.numbers > 0)
-        yield _periodic(cell, system.pbc[g], np.asarray(system.positions[atoms], float), g)
+        positions = np.asarray(system.positions[atoms], float)
+        cell, axis, volume, height = _periodic(cell, system.pbc[g], positions, g)
+        spacing = density(pairs, np.flatnonzero(atoms), volume, cutoff) ** (-1 / 3)
+        yield Periodic(cell, axis, spacing, height)
 
 
 def _periodic(cell, pbc, positions, g):
+    """Cell, index of the open axis or None, volume (of a slab: with 2 Å above it), height."""
     volume, height, axis = abs(np.linalg.det(cell)), 0.0, None
     if not pbc.all():
         axis = int(np.argmin(pbc))
@@ -79,7 +84,48 @@ def _periodic(cell, pbc, positions, g):
         volume = area * (height + 2.0)
     if not volume > 1e-6:
         raise DataError(f"structure {g} has a flat cell: {cell.tolist()}", where="ewald")
-    return Periodic(cell, axis, (volume / max(len(positions), 1)) ** (1 / 3), height)
+    return cell, axis, volume, height
+
+
+# --- the density where atoms are -----------------------------------------------------------------
+
+
+def pairs_within(system, cutoff: float):
+    """Pairs of edges: receivers, senders, vectors [n, 3] and lengths in Å; none with a halo."""
+    edges = system.edges
+    if edges.halo is not None:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros(0)
+    senders, shifts = np.asarray(edges.senders), np.asarray(edges.shifts, float)
+    rows = np.arange(len(senders)) if edges.receivers is None else np.asarray(edges.receivers)
+    rows = np.broadcast_to(rows[:, None], senders.shape) if edges.receivers is None else rows
+    positions = np.asarray(system.positions, float)
+    cells = np.asarray(system.cell, float)[np.asarray(system.graph)[rows]]
+    vectors = positions[rows] + np.einsum("...a,...ab->...b", shifts, cells) - positions[senders]
+    r = np.linalg.norm(vectors, axis=-1)
+    near = np.asarray(edges.mask) & (r < cutoff) & (r > 1e-3)
+    return rows[near], senders[near], vectors[near], r[near]
+
+
+def around(pairs, atoms, squares, cutoff: float) -> float:
+    """Mean over atoms of squares x (density of squares around it, 1/Å³), itself included.
+
+    An atom counts for the room that it keeps others out of: in a dense crystal or a liquid this is
+    the density of the cell, beside vacuum that of what is there. Near ones weigh more, as errors
+    do: by (1 - r²/cutoff²)², whose integral over space is 32 pi cutoff³ / 105.
+    """
+    first, second, _, r = pairs
+    weight = (1 - (r / cutoff) ** 2) ** 2
+    total = (squares[first] * squares[second] * weight)[np.isin(first, atoms)].sum()
+    total = total + (squares[atoms] ** 2).sum()
+    return float(total / len(atoms) * 105 / (32 * np.pi * cutoff**3))
+
+
+def density(pairs, atoms, volume: float, cutoff: float) -> float:
+    """Atoms a Å³ around an atom; over the cell where none is within the cutoff of another."""
+    if not np.isin(pairs[0], atoms).any():
+        return max(len(atoms), 1) / volume
+    ones = np.ones(1 + max(pairs[0].max(), atoms.max()))
+    return around(pairs, atoms, ones, cutoff)
 
 
 def real_space_error(alpha, *, power, cutoff, spacing) -> float:

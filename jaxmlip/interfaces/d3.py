@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.errors import DataError, did_you_mean
+from jaxmlip.errors import DataError, UsageError, did_you_mean
 
 TABLES = ("torch-dftd", "torch_dftd/nn/params/dftd3_params.npz")
 DAMPING = ("dftd3", "dftd3/parameters.toml")
@@ -24,12 +24,12 @@ def d3_tables(elements, path=None) -> dict:
 
     From francium on they are the older ones, which newer programs have replaced. path: of
     `dftd3_params.npz`, if torch-dftd is not installed. `DataError` where there is none,
-    or an element (1 to 94) is not in it.
+    or an element (1 to 94) is not in it; `UsageError` for what are no different atomic numbers.
     """
+    z = _checked(elements)
     path = _installed(*TABLES) if path is None else Path(path)
     with np.load(path, allow_pickle=False) as found:
         c6, radii, moments = (found[k] for k in ("c6ab", "rcov", "r2r4"))
-    z = np.asarray(elements, int)
     bad = [int(x) for x in z if not (0 < x < len(radii)) or radii[x] <= 0]
     if bad:
         raise DataError(f"D3 has no references for the elements {bad}", where=str(path))
@@ -51,6 +51,10 @@ def d3_damping(functional: str, path=None) -> dict:
 
     path: of `parameters.toml`, if dftd3 is not installed. `DataError` for a name that is not there.
     """
+    if not isinstance(functional, str):
+        raise UsageError(
+            f"the functional is {functional!r}, must be a name", where="d3_damping", fix='"pbe"'
+        )
     path = _installed(*DAMPING) if path is None else Path(path)
     known = tomllib.loads(path.read_text())["parameter"]
     name = functional.lower()
@@ -63,6 +67,21 @@ def d3_damping(functional: str, path=None) -> dict:
     found = known[name]["d3"]["bj"]
     values = {"s6": found.get("s6", 1.0)} | {k: found[k] for k in ("s8", "a1", "a2")}
     return values | {"a2": values["a2"] * units.bohr}
+
+
+def _checked(elements) -> np.ndarray:
+    """Atomic numbers [n >= 1], none of them twice."""
+    try:
+        z = np.asarray(elements)
+    except ValueError:  # rows of unlike length
+        z = np.zeros((0, 0))
+    if z.ndim != 1 or not z.size or z.dtype.kind not in "iu" or len(np.unique(z)) < len(z):
+        raise UsageError(
+            f"elements are {elements!r}, must be atomic numbers, each once",
+            where="d3_tables",
+            fix="(1, 6, 8)",
+        )
+    return z
 
 
 def _installed(package: str, name: str) -> Path:

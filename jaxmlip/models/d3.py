@@ -29,7 +29,8 @@ class D3(nn.Module):
     """A `Potential` without trainable parameters, to `add` to a model; n elements, k references.
 
     Pairs are the exact sum up to `onset` (a fraction of their cutoff) and fall smoothly to zero;
-    onset = 1 cuts them, as the reference programs do at 31.75 and 21.17 Å.
+    onset = 1 cuts them, as the reference programs do at 31.75 and 21.17 Å. What the default cutoff
+    leaves out of dense crystals: diamond has -0.18961 eV an atom, with 30 Å -0.19108 (0.8 % more).
     """
 
     elements: tuple[int, ...]
@@ -83,12 +84,12 @@ class D3(nn.Module):
         return sum_edges(system, near * self._fade(r, min(self.count_cutoff, self.cutoff)))
 
     def _coefficients(self, system, species, weights):
-        """C6 of each edge: a product of what its atoms send and what they look for, [n k] wide."""
+        """C6 of each edge, from the references of its own two elements; one loop, none stored."""
         n, k = len(self.elements), weights.shape[1]
-        table = jnp.asarray(_checked(self), weights.dtype)[species]  # [n_atoms, n, k, k]
-        wanted = jnp.einsum("ia,inab->inb", weights, table).reshape(-1, n * k)
-        mine = jax.nn.one_hot(species, n, dtype=weights.dtype)[:, :, None] * weights[:, None]
-        return (at_receivers(system, wanted) * to_edges(system, mine.reshape(-1, n * k))).sum(-1)
+        table = jnp.asarray(_checked(self), weights.dtype).reshape(n * n, k, k)
+        pair = n * at_receivers(system, species) + to_edges(system, species)
+        mine, theirs = at_receivers(system, weights), to_edges(system, weights)
+        return (table[pair] * mine[..., :, None] * theirs[..., None, :]).sum((-2, -1))
 
     def _fade(self, r, cutoff):
         start = self.onset * cutoff

@@ -5,12 +5,15 @@ Charges that know nothing of each other, of mean square q², give an error of th
     q² sqrt(density / cutoff) pair(x)    and    q² / cutoff² self(x),    x = cutoff / spacing,
 
 from all others, and from an atom's own image in the mesh: two functions of one number for each
-order and split, once the width is the best one for that x. Dipoles have two more of these, with
-mu² / (3 cutoff²) in place of q² (they are larger, for a dipole is a derivative of a charge, and
-what the mesh gets wrong are short waves); errors of charges and dipoles add, for the error between
-a charge and a dipole is the mean of both in logarithms. All four were measured (`calibration`).
-Here they are read backwards, and the cheapest mesh that fits is taken. The model of cost, in ns
-of one core (measured on a CPU; only ratios matter): 3 a mesh contribution of an atom, 40 a point.
+order and split, once the width is the best one for that x. The density is that around the atoms
+(vacuum needs a mesh as well, but nobody is there who errs), each with its own q². Dipoles have two
+more of these, with mu² / (3 cutoff²) in place of q² (they are larger, for a dipole is a derivative
+of a charge, and what the mesh gets wrong are short waves); errors of charges and dipoles add, for
+the error between a charge and a dipole is the mean of both in logarithms. All four were measured
+(`calibration`). What is wrong has the wavelength of the mesh, so the error of a Hessian times a
+displacement is that of forces times STEEP 2 pi / spacing. Here they are read backwards, and the
+cheapest mesh that fits is taken. The model of cost, in ns of one core (measured on a CPU; only
+ratios matter): 3 a mesh contribution of an atom, 40 a point.
 """
 
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from jaxmlip.errors import ResourceError, UsageError
 
 TYPICAL = ewald_planning.TYPICAL  # force in a hot crystal, in q²/spacing²
 COST = {"contribution": 3.0, "point": 40.0}
+STEEP = 2.0  # measured: 1.4 to 2.5 for salt, water and ions at random, orders 4, 6 and 8
 MOST_POINTS = 2**30
 ORDERS = (4, 6, 8)
 
@@ -37,9 +41,10 @@ class Crystal:
     self: float  # the same for the atom's own image
     pair_dipoles: float = 0.0  # both for dipoles
     self_dipoles: float = 0.0
+    steep: float = 0.0  # times cutoff / spacing: the error of a Hessian in units of that of forces
 
 
-def structures(system, cutoff, charges, where, dipoles=None) -> list[Crystal]:
+def structures(system, cutoff, charges, where, dipoles=None, derivatives=1) -> list[Crystal]:
     """`Crystal` of all structures with atoms; raises `UsageError` where a mesh does not apply.
 
     charges, dipoles: those of one batch, or None; dipoles also their size alone, of any batches.
@@ -55,8 +60,10 @@ def structures(system, cutoff, charges, where, dipoles=None) -> list[Crystal]:
         ewald_planning.check_concrete(batch, where)
         _check_periodic(batch, where)
         ewald_planning.check_edges(batch, cutoff)
+        pairs = ewald_planning.pairs_within(batch, cutoff)
         found += [
-            _crystal(batch, g, cutoff, charges, dipoles) for g in ewald_planning.occupied(batch)
+            _crystal(batch, pairs, g, cutoff, charges, dipoles, derivatives)
+            for g in ewald_planning.occupied(batch)
         ]
     if not found:
         raise UsageError("there are no atoms to plan for", where=where)
@@ -74,8 +81,8 @@ def _check_periodic(system, where):
             )
 
 
-def check_numbers(cutoff, tolerance, order, exclude, where):
-    """Raises `UsageError` for numbers out of range."""
+def check_options(cutoff, tolerance, order, exclude, split, derivatives, where):
+    """Raises `UsageError` for numbers out of range, and a split whose errors were not measured."""
     for name, value, low, high in (
         ("cutoff", cutoff, 0, np.inf),
         ("tolerance", tolerance, 1e-9, 0.1),
@@ -85,12 +92,21 @@ def check_numbers(cutoff, tolerance, order, exclude, where):
             raise UsageError(f"{name} is {value}, must be in {low} ... {high}", where=where)
     if order not in (None, *ORDERS):
         raise UsageError(f"order is {order!r}, must be one of {ORDERS}", where=where)
+    if derivatives not in (1, 2):
+        raise UsageError(f"derivatives is {derivatives!r}, must be 1 or 2", where=where)
+    known = {f"{s.__module__}.{s.__name__}": s for s, _ in TABLES}
+    if split not in known.values():
+        raise UsageError(
+            f"split is {split!r}, of which no errors are known to plan with",
+            where=where,
+            fix=f"one of {', '.join(known)}",
+        )
 
 
 # --- the size of forces --------------------------------------------------------------------------
 
 
-def _crystal(system, g, cutoff, charges, dipoles):
+def _crystal(system, pairs, g, cutoff, charges, dipoles, derivatives):
     atoms = np.flatnonzero((np.asarray(system.graph) == g) & (np.asarray(system.numbers) > 0))
     cell = np.asarray(system.cell[g], float)
     volume = abs(np.linalg.det(cell))
@@ -98,22 +114,29 @@ def _crystal(system, g, cutoff, charges, dipoles):
         raise UsageError(f"structure {g} has a flat cell: {cell.tolist()}", where="mesh")
     q = _charges(system, atoms) if charges is None else np.asarray(charges, float)
     mu = _dipoles(system, atoms, dipoles)
-    density = len(atoms) / volume
     if not (q[atoms].any() or mu[atoms].any()):
         q = np.ones(len(q))
-    square, moment = float((q[atoms] ** 2).mean()), float((mu[atoms] ** 2).sum(1).mean())
-    least = TYPICAL * (square + moment * density ** (2 / 3)) * density ** (2 / 3)
-    force = max(_force(system, atoms, q, mu, cutoff), least)
-    pair, own, each = np.sqrt(density / cutoff) / force, 1 / cutoff**2 / force, moment / 3
-    # one atom's own error is of its own size: few large dipoles err more than many of their mean
-    uneven = float(np.sqrt(((mu[atoms] ** 2).sum(1) ** 2).mean()))
+    around = lambda squares: ewald_planning.around(pairs, atoms, squares, cutoff)
+    density = ewald_planning.density(pairs, atoms, volume, cutoff)
+    charge, moment = q**2, (mu**2).sum(1)
+    least = charge[atoms].mean() + moment[atoms].mean() * density ** (2 / 3)
+    least = TYPICAL * least * density ** (2 / 3)
+    force = max(_force(pairs, atoms, q, mu, cutoff), least)
+    steep = 0.0
+    if derivatives > 1:
+        steep = 2 * np.pi * STEEP * force / (cutoff * _stiffness(pairs, atoms, q, mu, cutoff))
+    # errors of single atoms are of their own size: few large ones err more than many of their mean
+    pair = lambda squares: float(np.sqrt(around(squares) / cutoff) / force)
+    own = lambda squares: float(np.sqrt((squares[atoms] ** 2).mean()) / cutoff**2 / force)
+    each = 1 / (3 * cutoff**2)
     return Crystal(
         lengths=np.linalg.norm(cell, axis=1),
         n_atoms=len(atoms),
-        pair=square * pair,
-        self=float(np.sqrt((q[atoms] ** 4).mean())) * own,
-        pair_dipoles=each / cutoff**2 * pair,
-        self_dipoles=uneven / 3 / cutoff**2 * own,
+        pair=pair(charge),
+        self=own(charge),
+        pair_dipoles=pair(moment) * each,
+        self_dipoles=own(moment) * each,
+        steep=float(steep),
     )
 
 
@@ -143,26 +166,37 @@ def guess_charges(numbers):
     return np.where(numbers > 0, sign, 0.0)
 
 
-def _force(system, atoms, charges, dipoles, cutoff):
+def _force(pairs, atoms, charges, dipoles, cutoff):
     """Root mean square of the force on an atom from its neighbours, faded out at the cutoff."""
-    edges = system.edges
-    senders, shifts = np.asarray(edges.senders), np.asarray(edges.shifts, float)
-    rows = np.arange(len(senders)) if edges.receivers is None else np.asarray(edges.receivers)
-    rows = np.broadcast_to(rows[:, None], senders.shape) if edges.receivers is None else rows
-    positions = np.asarray(system.positions, float)
-    cells = np.asarray(system.cell, float)[np.asarray(system.graph)[rows]]
-    vectors = positions[rows] + np.einsum("...a,...ab->...b", shifts, cells) - positions[senders]
-    r = np.linalg.norm(vectors, axis=-1)
-    near = np.asarray(edges.mask) & (r < cutoff) & (r > 1e-3)
-    first, second, v, r = rows[near], senders[near], vectors[near], r[near]
+    force = _forces(pairs, charges, dipoles, cutoff, 0)
+    return float(np.sqrt((force[atoms] ** 2).sum(1).mean()))
+
+
+def _stiffness(pairs, atoms, charges, dipoles, cutoff, step=1e-4):
+    """The same of the change of forces a Å of random displacements, of mean square 1 an axis."""
+    moved = step * np.random.default_rng(0).normal(size=(len(charges), 3))
+    change = _forces(pairs, charges, dipoles, cutoff, moved)
+    change = change - _forces(pairs, charges, dipoles, cutoff, -moved)
+    squares = charges[atoms] ** 2 + (dipoles[atoms] ** 2).sum(1) / cutoff**2
+    typical = TYPICAL * squares.mean() / cutoff**3  # where there are no neighbours
+    return max(float(np.sqrt((change[atoms] ** 2).sum(1).mean())) / (2 * step), typical)
+
+
+def _forces(pairs, charges, dipoles, cutoff, moved):
+    """[n_atoms, 3], with atoms moved [n_atoms, 3] (or 0), fading as where they were."""
+    first, second, v, r = pairs
+    fade = (1 - (r / cutoff) ** 2)[:, None] ** 2
+    if np.ndim(moved):
+        v = v + moved[first] - moved[second]
+        r = np.linalg.norm(v, axis=-1)
     pull = (charges[first] * charges[second] / r**3)[:, None] * v
     if dipoles.any():
         pull = pull + _pull_of_dipoles(
             (charges[first], dipoles[first]), (charges[second], dipoles[second]), v, r
         )
-    force = np.zeros_like(positions)
-    np.add.at(force, first, pull * (1 - (r / cutoff) ** 2)[:, None] ** 2)
-    return float(np.sqrt((force[atoms] ** 2).sum(1).mean()))
+    force = np.zeros((len(charges), 3))
+    np.add.at(force, first, pull * fade)
+    return force
 
 
 def _pull_of_dipoles(first, second, v, r):
@@ -221,7 +255,8 @@ def _read(table, x):
 def _error(table, crystal, x):
     _, pair, own, pair_dipoles, own_dipoles = _read(table, x)
     pair = pair * crystal.pair + pair_dipoles * crystal.pair_dipoles
-    return np.hypot(pair, own * crystal.self + own_dipoles * crystal.self_dipoles)
+    forces = np.hypot(pair, own * crystal.self + own_dipoles * crystal.self_dipoles)
+    return forces * max(1.0, crystal.steep * x)
 
 
 def _ratio(table, crystal, tolerance):

@@ -29,7 +29,7 @@ class Mesh:
     shape: tuple[int, int, int]  # mesh points along the cell vectors, for every structure
     order: int  # of the splines: order - 2 continuous derivatives
     factors: Callable  # (n, order) -> [n], what undoes the spreading along one axis
-    error: float  # of forces, relative, as estimated
+    error: float  # relative, as estimated: of forces, or of the worse of them and Hessians
     exclude: float | None = None
     longest: tuple[float, ...] = (inf, inf, inf)  # Å, lattice vectors that the mesh serves
 
@@ -95,6 +95,7 @@ def pme(
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
+    derivatives: int = 1,
 ) -> Mesh:
     """Smooth particle-mesh Ewald for crystals and liquids, planned for the structures of a batch.
 
@@ -104,17 +105,18 @@ def pme(
     charges, e: representative ones for `system`, which tell the size of forces better; without
     them they are guessed from the elements. dipoles, e Å: representative ones [n_atoms, 3], or
     how long they are, which need a finer mesh; without them the plan is for charges. order: 4, 6 or
-    8 of the splines
-    (default: the cheaper of 6 and 8); second derivatives want 6, third ones 8, and a Hessian has up
-    to ten times the relative error of forces: ask for a tenth. exclude: radius, Å, of a smooth
-    window whose pairs are left to a short-range model. split: `prolate` or `gaussian`.
+    8 of the splines (default: the cheaper of 6 and 8); second derivatives want 6, third ones 8.
+    exclude: radius, Å, of a smooth window whose pairs are left to a short-range model. split:
+    `prolate` or `gaussian`. derivatives: 2 for a Hessian, too, within the tolerance of its own
+    size; else its relative error is up to ten times that of forces, for what is wrong on a mesh
+    are its shortest waves.
 
     Charged cells have a neutralising background. All structures share one mesh, so a batch should
     hold cells of similar size. Raises `UsageError` for slabs, wires and molecules, and where edges
     are missing; `ResourceError` where the mesh would be too large.
     """
     options = {"order": order, "exclude": exclude, "split": split}
-    options |= {"charges": charges, "dipoles": dipoles}
+    options |= {"charges": charges, "dipoles": dipoles, "derivatives": derivatives}
     return _planned(system, cutoff, tolerance, "pme", smooth_factors, **options)
 
 
@@ -128,19 +130,33 @@ def p3m(
     order: int | None = None,
     exclude: float | None = None,
     split: Callable = prolate,
+    derivatives: int = 1,
 ) -> Mesh:
     """`pme` with the influence function of least error; arguments and errors are the same.
 
     Forces differ by a few per cent of their error, energies are closer by one or two digits.
     """
     options = {"order": order, "exclude": exclude, "split": split}
-    options |= {"charges": charges, "dipoles": dipoles}
+    options |= {"charges": charges, "dipoles": dipoles, "derivatives": derivatives}
     return _planned(system, cutoff, tolerance, "p3m", optimal_factors, **options)
 
 
-def _planned(system, cutoff, tolerance, where, factors, *, charges, dipoles, order, exclude, split):
-    planning.check_numbers(cutoff, tolerance, order, exclude, where)
-    structures = planning.structures(system, cutoff, charges, where, dipoles)
+def _planned(
+    system,
+    cutoff,
+    tolerance,
+    where,
+    factors,
+    *,
+    charges,
+    dipoles,
+    order,
+    exclude,
+    split,
+    derivatives,
+):
+    planning.check_options(cutoff, tolerance, order, exclude, split, derivatives, where)
+    structures = planning.structures(system, cutoff, charges, where, dipoles, derivatives)
     order, shape, width, error = planning.cheapest(
         structures,
         cutoff=float(cutoff),
