@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,17 @@ def test_one_bead_is_newtons_equation():
     plain = replace(run, integrator=nve(dt=0.5))
     ends = [list(trajectory(r, motion, steps=50, block=50, record=50))[-1] for r in (run, plain)]
     assert_allclose(ends[0].motion.positions, ends[1].motion.positions, rtol=0, atol=1e-12)
+
+
+def test_rings_of_single_precision_keep_it():
+    single = partial(jax.tree.map, lambda x: x.astype(np.float32) if x.dtype == float else x)
+    run, motion = ready(BATH)
+    bodies, system = single((run.bodies, run.system))
+    motion = single(replace(motion, forces=0 * motion.positions))
+    motion = replace(motion, bath=BATH.init(motion, bodies))
+    types = lambda motion: jax.tree.map(lambda x: x.dtype, motion)
+    for part in (BATH.before, BATH.after):
+        assert types(jax.eval_shape(part, motion, bodies, system)) == types(motion)
 
 
 def test_what_rings_cannot_do_is_refused():
