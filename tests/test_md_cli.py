@@ -285,6 +285,10 @@ def test_frames_of_a_ladder_are_no_trajectory(capsys):
     append_h5md("bead_3.h5", scene, frames, [bead])
     pimd = (("ensemble", "pimd"), ("beads", 4))
     append_h5md("pimd_centroid.h5", replace(scene, role=pimd), frames)
+    rpmd = replace(scene, role=(("ensemble", "rpmd"), ("beads", 4)))
+    append_h5md("rpmd_centroid.h5", rpmd, frames, [bead])
+    assert main(["spectra", "rpmd_centroid.h5", "--kind", "ir"]) == 3
+    assert "JM244" not in capsys.readouterr().err  # it has no dipoles
     for name, told in {
         "ladder.xyz": "they jump",
         "ladder.h5": "they jump",

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.barostats import stochastic_cell
 from jaxmlip.md.files import Files, Scene, read_h5md
 from jaxmlip.md.integrators import nve
-from jaxmlip.md.motion import at_rest, thermal_motion
+from jaxmlip.md.motion import at_rest, bodies_of, thermal_motion
 from jaxmlip.md.observables import frame
 from jaxmlip.md.ring_polymer import normal_modes, quantum, ring, ring_polymer
 from jaxmlip.md.run import prepare, trajectory
@@ -203,10 +202,10 @@ def test_one_bead_is_newtons_equation():
 
 
 def test_rings_of_single_precision_keep_it():
-    single = partial(jax.tree.map, lambda x: x.astype(np.float32) if x.dtype == float else x)
-    run, motion = ready(BATH)
-    bodies, system = single((run.bodies, run.system))
-    motion = single(replace(motion, forces=0 * motion.positions))
+    system = ring(replace(hydrogens(), edges=None), BEADS)
+    system = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, system)
+    bodies = bodies_of(system, np.full(system.n_atoms, MASS), keeps_momentum=False)
+    motion = at_rest(system, jax.random.key(0))
     motion = replace(motion, bath=BATH.init(motion, bodies))
     types = lambda motion: jax.tree.map(lambda x: x.dtype, motion)
     for part in (BATH.before, BATH.after):

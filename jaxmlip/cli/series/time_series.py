@@ -126,7 +126,7 @@ def _from_h5md(path) -> TimeSeries:
         masses=masses,
         pbc=pbc,
         info=read.info,
-        role=read.role | dynamics.implied(read.observables),
+        role=read.role or dynamics.implied(read.observables),
         series=found,
     )
 
