@@ -8,23 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule, nanotube
 from ase.io import read, write
 from numpy.testing import assert_allclose, assert_array_equal
 from structures import SPRINGS, card
 
 from jaxmlip import units
-from jaxmlip.cli.dynamics import job, start, summary
+from jaxmlip.cli.dynamics import bonds, job, minimum, start, summary
 from jaxmlip.cli.main import main
+from jaxmlip.cli.series.source import Source, evaluated
+from jaxmlip.cli.series.time_series import TimeSeries
 from jaxmlip.errors import DataError, ModelError, UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.md.files import read_h5md, read_table
+from jaxmlip.md.files import Scene, append_extxyz, append_h5md, read_h5md, read_table
+from jaxmlip.md.integrators import nve
+from jaxmlip.md.motion import bodies_of, temperature_of
 from jaxmlip.models import checkpoint
 from jaxmlip.vibrations import spectra
 
@@ -83,6 +88,10 @@ REFUSED = {
     "exchange without a bath": ('--ensemble nve --temperatures "300 330"', 2, "nvt-csvr"),
     "a ladder that falls": ('--temperatures "330 300"', 2, "from cold to hot"),
     "copies of copies": ('--temperatures "300 330" --replicas 2', 2, "one copy a temperature"),
+    "exchanges after the end": (
+        '--temperatures "300 330" --steps 50 --exchange-every 60 --traj-every 10',
+        *(2, "nothing would be exchanged"),
+    ),
     "currents that jump": (
         '--temperatures "300 330" --response-every 5 --format h5md',
         *(2, "without jumps"),
@@ -109,7 +118,7 @@ def test_elements_the_model_does_not_know_are_refused(lennard_jones, capsys):
 def test_what_is_likely_a_mistake_is_warned_about():
     water, heavy = Atoms("OH2", np.eye(3)), Atoms("OH2", np.eye(3), masses=[16, 2, 2])
     usual = {"timestep": 0.5, "response_every": 0, "ensemble": "nvt", "friction": 0.01}
-    usual |= {"heat_flux_every": 0, "beads": 1, "new_velocities": False}
+    usual |= {"heat_flux_every": 0, "replicas": 1, "new_velocities": False}
     assert "hydrogen" in next(start.warnings_of(water, usual | {"timestep": 5.5}))
     assert not list(start.warnings_of(water, usual))
     assert not list(start.warnings_of(heavy, usual | {"timestep": 2.0}))
@@ -119,7 +128,8 @@ def test_what_is_likely_a_mistake_is_warned_about():
     assert "conductivity" in next(start.warnings_of(water, usual | {"heat_flux_every": 5}))
     assert not list(start.warnings_of(water, usual | {"heat_flux_every": 5, "ensemble": "nve"}))
     water.set_velocities(np.ones((3, 3)))
-    assert "of FILE are not used" in next(start.warnings_of(water, usual | {"beads": 4}))
+    assert not list(start.warnings_of(water, usual))
+    assert "of FILE are not used" in next(start.warnings_of(water, usual | {"replicas": 4}))
 
 
 def test_the_heat_flux_is_refused_where_energies_of_atoms_are_not_all_there_is():
@@ -183,6 +193,119 @@ def test_a_molecule_without_rotation_keeps_none():
     assert turns == 3
     line = np.outer([-1.0, 0.0, 1.0], [1.0, 2.0, 3.0])
     assert start._spin(line, v[:3], np.ones(3))[1] == 2
+
+
+def test_copies_of_a_moving_structure_are_not_the_same_trajectory():
+    atoms = Atoms("OH2", np.diag([1.0, 2, 3]))
+    atoms.set_velocities(np.random.default_rng(0).normal(0, 0.02, (3, 3)))
+    system, o = from_ase(atoms, None, dtype="float64"), {"seed": 0, "beads": 1, "ladder": None}
+    o |= {"remove_rot": False, "new_velocities": False, "temp": 200.0, "ensemble": "nve"}
+    for n in (1, 2):
+        batch = start.copies_of(system, n)
+        bodies = bodies_of(batch, np.tile(atoms.get_masses(), n))
+        run = SimpleNamespace(system=batch, bodies=bodies, integrator=nve(dt=0.5))
+        _, motion = start.motion_of(run, atoms, o | {"replicas": n}, n)
+        v = np.asarray(motion.velocities).reshape(n, 3, 3)
+        if n == 1:
+            still = atoms.get_velocities() - atoms.get_momenta().sum(0) / atoms.get_masses().sum()
+            assert_allclose(v[0], still, atol=1e-12)
+    assert np.abs(v[1] - v[0]).max() > 0.1 * np.abs(v).max()
+    assert_allclose(temperature_of(motion, bodies, batch), 200, rtol=1e-9)
+
+
+def test_bonds_that_are_watched_are_those_of_molecules():
+    water = molecule("H2O")
+    water.cell, water.pbc = 3.1 * np.eye(3), True
+    liquid = water.repeat(2)
+    liquid.wrap()  # some molecules lie across the boundary
+    pairs, shifts, lengths = bonds.of_molecules(liquid)
+    assert len(pairs) == 16 and np.abs(shifts).max() == 1
+    assert_allclose(lengths, water.get_distance(0, 1), rtol=1e-9)
+    vectors = np.diff(liquid.positions[pairs], axis=1)[:, 0] + shifts @ liquid.cell.array
+    assert_allclose(np.linalg.norm(vectors, axis=1), lengths, rtol=1e-12)
+    # networks, chains and metals change their neighbours when they melt, and nothing is wrong
+    for endless in (bulk("Si"), bulk("Cu"), nanotube(5, 5), bulk("NaCl", "rocksalt", a=5.6)):
+        assert len(bonds.of_molecules(endless)[0]) == 0
+    ring = bonds.found(molecule("CH3CH2OH"), 4, together=True)
+    assert ring.pairs.shape == (32, 2) and ring.pairs.max() == 35 and not ring.group.any()
+    assert bonds.found(molecule("CH3CH2OH"), 4).group.max() == 3
+
+
+def test_a_structure_is_relaxed_once(tmp_path, monkeypatch):
+    water, told, calls = Atoms("OH2", np.eye(3)), [], []
+
+    def relaxed(*arguments):
+        calls.append(arguments)
+        return np.full((3, 3), len(calls) / 3), "too few steps"
+
+    monkeypatch.setattr(minimum, "_relaxed", relaxed)
+    settings = {"structure": "x", "model_sha256": "y", "fmax": 0.05, "dtype": "float32"}
+    output = SimpleNamespace(warn=told.append)
+    begin = lambda resume, **more: minimum.minimized(
+        water, None, {"resume": resume}, output, folder=tmp_path, settings=settings | more
+    )
+    assert_array_equal(begin(False).positions, np.full((3, 3), 1 / 3))
+    assert_array_equal(begin(True).positions, np.full((3, 3), 1 / 3))
+    assert len(calls) == 1 and told == 2 * ["--minimize: too few steps"]
+    begin(True, fmax=0.01)  # another minimum
+    begin(False, fmax=0.01)
+    assert len(calls) == 3
+
+
+def test_quantum_averages_have_the_errors_of_blocks():
+    rng = np.random.default_rng(0)
+    names = "energy_potential_eV energy_kinetic_eV energy_conserved_eV temperature_K gyration_A"
+    table = {name: rng.normal(1.0, 0.1, 1000) for name in names.split()}
+    table |= {"step": np.arange(1000), "time_fs": np.arange(1000.0)}
+    found = summary.summarize([table], 3)
+    assert_allclose(found["gyration_mean_A"], table["gyration_A"][200:].mean())
+    # 800 independent values: 0.1 / sqrt(800), known from ten blocks to 1 / sqrt(18)
+    for name in ("gyration_error_A", "energy_kinetic_centroid_virial_error_eV"):
+        assert_allclose(found[name], 0.1 / np.sqrt(800), rtol=3 / np.sqrt(18))
+    shown = dict(summary.rows(found))
+    assert "error 0.00" in shown["radius of gyration"] and "Å" in shown["radius of gyration"]
+
+
+def test_frames_of_a_ladder_are_no_trajectory(capsys):
+    scene = Scene(
+        numbers=np.array([8, 1]),
+        symbols=("O", "H"),
+        masses=np.array([16.0, 1.0]),
+        pbc=np.zeros(3, bool),
+        dt=0.5,
+    )
+    frames = {"step": np.arange(50), "positions": np.zeros((50, 2, 3)), "cell": np.zeros((50, 3))}
+    frames["velocities"] = np.random.default_rng(0).normal(size=(50, 2, 3))
+    ladder = replace(scene, role=(("ladder", True),))
+    append_extxyz("ladder.xyz", ladder, frames)
+    append_h5md("ladder.h5", ladder, frames)
+    walker = {"step": np.arange(50), "walker": np.arange(50) // 20}
+    append_h5md("older.h5", scene, frames, [walker])
+    bead = {"step": np.arange(50), "gyration": np.ones(50)}
+    append_h5md("bead_3.h5", scene, frames, [bead])
+    pimd = (("ensemble", "pimd"), ("beads", 4))
+    append_h5md("pimd_centroid.h5", replace(scene, role=pimd), frames)
+    rpmd = replace(scene, role=(("ensemble", "rpmd"), ("beads", 4)))
+    append_h5md("rpmd_centroid.h5", rpmd, frames, [bead])
+    assert main(["spectra", "rpmd_centroid.h5", "--kind", "ir"]) == 3
+    assert "JM244" not in capsys.readouterr().err  # it has no dipoles
+    for name, told in {
+        "ladder.xyz": "they jump",
+        "ladder.h5": "they jump",
+        "older.h5": "they jump",
+        "bead_3.h5": "bead_centroid.h5",
+        "pimd_centroid.h5": "--ensemble trpmd",
+    }.items():
+        assert main(["spectra", name, "--kind", "vdos", "--width", "1000"]) == 3
+        err = " ".join(capsys.readouterr().err.split())
+        assert "JM244" in err and told in err, err
+
+
+def test_responses_of_rings_are_not_computed_at_their_centroid():
+    nothing = {"numbers": np.ones(1), "masses": np.ones(1), "pbc": np.zeros(3, bool)}
+    ring = Source("x", TimeSeries(role={"beads": 4}, **nothing), None, None, 0.0)
+    with pytest.raises(DataError, match="mean over its beads"):
+        evaluated(ring, "dipole")
 
 
 def test_drift_is_the_slope_of_the_conserved_energy():
@@ -264,9 +387,11 @@ def test_copies_that_exchange_have_a_table_a_temperature(springs, capsys):
     assert hot["acceptance_to_next"] is None
     assert "walkers seen at both ends" in capsys.readouterr().out
     longer = [a if a != "20" else "40" for a in run]
-    assert main([*longer, "--resume"]) == 2  # exchanged every 100 steps now
-    assert "exchange_every" in capsys.readouterr().err
-    assert main([*longer, "--exchange-every", "5", "--resume"]) == 0
+    assert main([*longer, "--exchange-every", "10", "--resume"]) == 2
+    assert "exchange_every was 5, is 10" in capsys.readouterr().err
+    assert main([*longer, "--exchange-every", "5", "--temp", "7", "--resume"]) == 0  # not used
+    assert read("water_md_1.xyz", -1).info["ladder"]
+    assert main(["spectra", "water_md_1.xyz"]) == 3
 
 
 @pytest.mark.slow
@@ -299,6 +424,12 @@ def test_rings_of_beads_have_one_table_and_a_trajectory_each(springs, capsys):
     )
     assert np.ptp(table["energy_conserved_eV"]) < 0.1 * np.ptp(table["energy_potential_eV"])
     assert not any(read(f"water_md_{i}_final.xyz").has("momenta") for i in range(4))
+    centroid = read("water_md_centroid.xyz", ":")
+    assert_allclose([f.positions for f in centroid], places.mean(0), atol=1e-12)
+    moves = np.array([[f.get_momenta() for f in bead] for bead in frames]).mean(0)
+    assert_allclose([f.get_momenta() for f in centroid], moves, atol=1e-8)  # 8 decimals
+    assert centroid[0].info["beads"] == 4 and frames[2][1].info["bead"] == 2
+    assert told["gyration_mean_A"] > 0 and told["energy_quantum_error_eV"] is None  # too short
     longer = [*run, "--resume"]
     longer[longer.index("--steps") + 1] = "30"
     assert main(longer) == 0
@@ -308,14 +439,25 @@ def test_rings_of_beads_have_one_table_and_a_trajectory_each(springs, capsys):
 @pytest.mark.slow
 def test_rings_without_a_bath_begin_settled_and_at_rest_as_a_whole(springs, capsys):
     run = ["md", "water.xyz", "--model", springs, *SHORT, "--ensemble", "rpmd", "--beads", "4"]
-    assert main([*run, "--settle", "40"]) == 0
+    early = [*run, "--settle", "40", "--block", "20", "--out", "stopped"]
+    assert main([*early, "--hours", "0"]) == 75
+    assert "after step 20 of 40" in capsys.readouterr().err
+    assert files() == ["stopped", "water.xyz"]
+    assert main(early) == 2
+    assert "--resume to go on" in capsys.readouterr().err
+    assert main([*early, "--resume"]) == 0
+    assert not os.path.exists("stopped/water_md_settling_restart")
+    assert main([*run, "--settle", "40", "--block", "20"]) == 0
+    for name in ("water_md_centroid.xyz", "water_md_stats.csv"):
+        with open(name) as whole, open(f"stopped/{name}") as resumed:
+            assert whole.read() == resumed.read()
     table = read_table("water_md_stats.csv")
     assert table["gyration_A"][0] > 0.02  # beads of a start from one point are nowhere else
     beads = [read(f"water_md_{i}.xyz", ":") for i in range(4)]
     momenta = np.sum([[f.get_momenta().sum(0) for f in bead] for bead in beads], axis=0)
     assert_allclose(momenta, 0, atol=1e-6)  # 8 decimals
     assert np.ptp(table["energy_conserved_eV"]) < 0.1 * np.ptp(table["energy_potential_eV"])
-    longer = [*run, "--settle", "40", "--resume"]
+    longer = [*run, "--settle", "40", "--block", "20", "--resume"]
     longer[longer.index("--steps") + 1] = "30"
     capsys.readouterr()
     assert main(longer) == 0

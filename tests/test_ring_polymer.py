@@ -1,5 +1,6 @@
 """Path integrals: quantum averages of oscillators, free rings, dynamics of the centroid."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -10,19 +11,23 @@ from ase import Atoms
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
-from jaxmlip.cli.dynamics.rings import settled
+from jaxmlip.cli.dynamics.rings import settled, settling
+from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.md.barostats import stochastic_cell
+from jaxmlip.md.files import Files, Scene, read_h5md
 from jaxmlip.md.integrators import nve
-from jaxmlip.md.motion import at_rest, thermal_motion
+from jaxmlip.md.motion import at_rest, bodies_of, thermal_motion
+from jaxmlip.md.observables import frame
 from jaxmlip.md.ring_polymer import normal_modes, quantum, ring, ring_polymer
 from jaxmlip.md.run import prepare, trajectory
+from jaxmlip.md.simulate import Plan, simulate
 from jaxmlip.potential import Potential
 from jaxmlip.system import sum_energies
 
 MASS, STIFFNESS, KELVIN, BEADS = 1.0, 20.0, 300.0, 8  # amu, eV/Å², K
-OMEGA = np.sqrt(STIFFNESS / MASS)  # 2373 cm⁻¹: hbar w = 11.4 kT
+OMEGA = np.sqrt(STIFFNESS / MASS)  # 2332 cm⁻¹: hbar w = 11.2 kT
 
 
 def wells(params, system):
@@ -108,18 +113,78 @@ def test_the_centroid_of_oscillators_moves_as_one_oscillator():
     )  # dt² error of the splitting
 
 
+def plan_of(folder, steps, every, files=()):
+    restarts = folder / f"restart-{steps}"
+    return Plan(
+        steps=steps, every=(every,), block=2000, files=files, restarts=restarts, settings={}
+    )
+
+
+def rested(run, motion, bath, folder, *, steps):
+    """(run, motion) of rings that have settled."""
+    plan = plan_of(folder, 4, 1)
+    warm, before = settling(run, plan, bath, steps=steps, folder=folder / "settling")
+    return settled(run, simulate(warm, motion, before))
+
+
+FREE = ring_polymer(dt=0.25, temperature=KELVIN, n_beads=BEADS, tau=None, damping=0.5)
+BATH = ring_polymer(dt=0.25, temperature=KELVIN, n_beads=BEADS, tau=10.0)
+
+
 @pytest.mark.slow
-def test_rings_that_have_settled_keep_their_size_without_a_bath():
+def test_the_spectrum_of_rings_is_that_of_their_centroid(tmp_path, monkeypatch, capsys):
+    # of harmonic nuclei the centroid moves at their frequency, and at the temperature of the nuclei
+    # (48 oscillators: 14 % is a standard deviation); a bead has 8 times that, and lines elsewhere
+    monkeypatch.chdir(tmp_path)
+    run, motion = ready(FREE, observe=frame)
+    run, motion = rested(run, motion, BATH, tmp_path, steps=400)
+    scene = Scene(
+        numbers=np.ones(ATOMS, int),
+        symbols=("H",) * ATOMS,
+        masses=np.full(ATOMS, MASS),
+        pbc=np.zeros(3, bool),
+        dt=0.25,
+        role=(("ensemble", "trpmd"), ("beads", BEADS)),
+        own_masses=True,
+    )
+    bead = replace(scene, role=(*scene.role, ("bead", 3)), index=3, first=3 * ATOMS)
+    whole = replace(scene, mean_of=BEADS)
+    names = ("md_3", "md_centroid")
+    files = [
+        Files(scene=s, h5md=tmp_path / f"{name}.h5", extxyz=tmp_path / f"{name}.xyz")
+        for s, name in zip((bead, whole), names, strict=True)
+    ]
+    simulate(run, motion, plan_of(tmp_path, 4000, 4, tuple(files)))
+    kind = "--kind vdos --width 100 --json found.json --overwrite".split()
+    for suffix in ("h5", "xyz"):
+        assert main(["spectra", f"md_3.{suffix}", *kind]) == 3
+        assert f"md_centroid.{suffix}" in capsys.readouterr().err
+        assert main(["spectra", f"md_centroid.{suffix}", *kind]) == 0
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["ensemble"] == "trpmd"
+        assert_allclose(found["temperature_K"], KELVIN, rtol=4 / np.sqrt(3 * ATOMS))
+        x, y = np.array(found["vdos_frequencies_cm1"]), np.array(found["vdos_per_cm1"])
+        near = np.abs(x - OMEGA * units.hbar / units.invcm) < 150
+        assert_allclose(np.trapezoid(y[near], x[near]), 3 * ATOMS, rtol=0.02)
+    assert main(["spectra", "md_centroid.h5", *kind, "--quantum", "standard"]) == 2
+    assert "Kubo" in capsys.readouterr().err
+    # what is written is the mean over beads
+    centroid = read_h5md("md_centroid.h5")
+    assert centroid.role == {"ensemble": "trpmd", "beads": BEADS}
+    assert read_h5md("md_3.h5").role == {"ensemble": "trpmd", "beads": BEADS, "bead": 3}
+
+
+@pytest.mark.slow
+def test_rings_that_have_settled_keep_their_size_without_a_bath(tmp_path):
     # of n beads: <|q_k|²> = n kT / m (w² + w_k²) for modes of a ring, three ways for an atom; rings
     # that begin on a point have half of it. Beads of 6 x 16 atoms: 10 % of the sum is a deviation
     free = ring_polymer(dt=0.25, temperature=KELVIN, n_beads=BEADS, tau=None, damping=0.0)
-    bath = ring_polymer(dt=0.25, temperature=KELVIN, n_beads=BEADS, tau=10.0)
     run, _ = ready(free, observe=quantum(BEADS, KELVIN))
     squares = []
     for i in range(6):
         key = jax.random.key(i)
         motion = thermal_motion(run.system, run.bodies, key, temperature=BEADS * KELVIN)
-        run, motion = settled(run, motion, bath, steps=200, n_beads=BEADS)
+        run, motion = rested(run, motion, BATH, tmp_path, steps=200)
         assert_allclose(np.asarray(motion.velocities).sum(0), 0, atol=1e-10)  # at rest as a whole
         block = list(trajectory(run, motion, steps=400, block=400, record=4))
         squares.append((joined(block, "gyration") ** 2).mean())
@@ -134,6 +199,17 @@ def test_one_bead_is_newtons_equation():
     plain = replace(run, integrator=nve(dt=0.5))
     ends = [list(trajectory(r, motion, steps=50, block=50, record=50))[-1] for r in (run, plain)]
     assert_allclose(ends[0].motion.positions, ends[1].motion.positions, rtol=0, atol=1e-12)
+
+
+def test_rings_of_single_precision_keep_it():
+    system = ring(replace(hydrogens(), edges=None), BEADS)
+    system = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, system)
+    bodies = bodies_of(system, np.full(system.n_atoms, MASS), keeps_momentum=False)
+    motion = at_rest(system, jax.random.key(0))
+    motion = replace(motion, bath=BATH.init(motion, bodies))
+    types = lambda motion: jax.tree.map(lambda x: x.dtype, motion)
+    for part in (BATH.before, BATH.after):
+        assert types(jax.eval_shape(part, motion, bodies, system)) == types(motion)
 
 
 def test_what_rings_cannot_do_is_refused():

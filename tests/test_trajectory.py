@@ -30,12 +30,13 @@ from jaxmlip.md.files import (
 )
 from jaxmlip.md.files.h5md import cut_h5md
 from jaxmlip.md.files.journal import journaled, settle
-from jaxmlip.md.guards import _check_responses
+from jaxmlip.md.files.scene import frames_of, series_of
+from jaxmlip.md.guards import Bonds, check_block
 from jaxmlip.md.integrators import csvr, langevin, nve
 from jaxmlip.md.motion import thermal_motion
 from jaxmlip.md.observables import frame, pair_counts, responses, with_msd
 from jaxmlip.md.restart_points import last_good
-from jaxmlip.md.run import prepare
+from jaxmlip.md.run import prepare, trajectory
 from jaxmlip.md.simulate import Plan, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
@@ -94,6 +95,27 @@ def test_extended_xyz_gives_ase_the_same_numbers(tmp_path, dtype, rtol):
         assert atoms.info["step"] == 10 * i and atoms.info["time_fs"] == 5 * i
         assert atoms.info["charge"] == 1 and list(atoms.pbc) == [True, True, False]
         assert_array_equal(atoms.info["field"], [0, 0, 0.25])
+
+
+def test_a_file_of_the_mean_of_beads_says_so_and_has_their_means(tmp_path):
+    atoms = drawn(2, 12, "float64")  # four beads of three atoms
+    per_bead = {"cell": (4, 3, 3), "energy": (4,), "dipole": (4, 3), "stress": (4, 3, 3)}
+    normal = np.random.default_rng(1).normal
+    beads = atoms | {name: normal(size=(2, *shape)) for name, shape in per_bead.items()}
+    table = {"step": np.arange(2), "uncertainty": np.arange(8.0).reshape(2, 4)}
+    role = (("ensemble", "rpmd"), ("beads", 4))
+    scene = scene_of(Atoms("OH2", np.eye(3)), role=role, mean_of=4)
+    append_h5md(tmp_path / "a.h5", scene, frames_of(scene, beads), [series_of(scene, table)])
+    append_extxyz(tmp_path / "a.xyz", scene, frames_of(scene, beads))
+    found, frames = read_h5md(tmp_path / "a.h5"), read(tmp_path / "a.xyz", ":")
+    mean = lambda name: beads[name].reshape(2, 4, 3, 3).mean(1)
+    assert_array_equal(found.positions, mean("positions"))
+    assert_allclose(found.velocities / units.fs, mean("velocities"), rtol=1e-15)
+    assert_allclose([f.get_forces() for f in frames], mean("forces"), rtol=1e-15)
+    assert_allclose([f.get_dipole_moment() for f in frames], beads["dipole"].mean(1), rtol=1e-15)
+    assert_array_equal(found.observables["forces_uncertainty_max"].value, [3, 7])
+    assert found.role == dict(role)
+    assert {k: frames[1].info[k] for k in dict(role)} == dict(role)
 
 
 def test_isotopes_and_held_atoms_are_in_the_file(tmp_path):
@@ -407,13 +429,49 @@ def test_current_and_polarizability_of_the_loop_are_those_of_the_instants(tmp_pa
         simulate(missing, motion, plan)
 
 
-def test_a_current_that_is_not_defined_stops_the_run():
+@pytest.mark.parametrize("name, code", [("current", "JM110"), ("heat_flux", "JM305")])
+def test_whatever_is_recorded_and_not_finite_stops_the_run(tmp_path, name, code):
+    run, motion, atoms = ready("nve")
+    run = replace(run, observe=(with_msd,))
+    [block] = trajectory(run, motion, steps=10, block=10, record=(5,), first=True)
     flow = np.zeros((3, 2, 3))
-    records = [{"step": np.array([0, 5, 10]), "current": flow}]
-    _check_responses(records)
+    block = block._replace(records=({"step": np.array([0, 5, 10]), name: flow},))
+    plan = planned(tmp_path, atoms, summed=())
+    check_block(block, plan)
     flow[1, 1] = np.nan
-    with pytest.raises(NumericalError, match="the current is not finite at step 5"):
-        _check_responses(records)
+    with pytest.raises(NumericalError, match=f"{code} the {name} is not finite at step 5"):
+        check_block(block, plan)
+
+
+def test_a_stress_that_a_molecule_does_not_have_stops_nothing(tmp_path):
+    run, motion, atoms = ready("nve")
+    run = replace(run, observe=(with_msd,))
+    [block] = trajectory(run, motion, steps=10, block=10, record=(10,))
+    records = ({"step": np.array([10]), "pressure": np.array([[0.1, np.nan]])},)
+    pbc = np.array([[True] * 3, [False] * 3])
+    run = replace(run, system=replace(run.system, pbc=pbc))
+    check_block(block._replace(records=records, run=run), planned(tmp_path, atoms, summed=()))
+
+
+def test_a_structure_whose_bonds_break_stops_the_run(tmp_path):
+    # by 90 % of an edge of the box; bonds to an image go with the cell
+    run, motion, atoms = ready("nve")
+    [block] = trajectory(run, motion, steps=2, block=2, record=(2, 2, 2))
+    r, cell, n = np.array(run.system.positions), atoms.cell.array, len(atoms)
+    pairs, shifts = np.array([[0, 1], [1, 2], [2, 3], [3, 4]]) + n, np.zeros((4, 3))
+    shifts[0, 0] = 1
+    lengths = np.linalg.norm(r[pairs[:, 1]] - r[pairs[:, 0]] + shifts @ cell, axis=1)
+    bonds = Bonds(pairs, shifts, lengths, np.ones(4, int))
+    plan = replace(planned(tmp_path, atoms, summed=()), bonds=bonds)
+    check_block(block, plan)
+    check_block(block, replace(plan, bonds=Bonds(*(x[:0] for x in bonds))))
+    wider = np.asarray(block.motion.cell) * [[[1.9], [1], [1]]]
+    moved = block._replace(motion=replace(block.motion, cell=wider))
+    told = r"JM305 structure 1 is torn apart before step 2 \(4.0 fs\): 25% of its bonds.* 0-1 \("
+    with pytest.raises(NumericalError, match=told):
+        check_block(moved, plan)
+    several = Bonds(*(np.concatenate([x, x[1:]]) for x in bonds))
+    check_block(moved, replace(plan, bonds=several))  # one of seven
 
 
 def test_other_settings_are_not_resumed(tmp_path):

@@ -1,7 +1,5 @@
 """`jaxmlip md`: molecular dynamics that can be stopped at any moment and goes on exactly."""
 
-import shlex
-import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -11,9 +9,9 @@ import typer
 
 from jaxmlip.cli import options
 from jaxmlip.cli.dynamics.ensembles import HELP, Ensemble
-from jaxmlip.cli.options import Dtype, Method
+from jaxmlip.cli.options import Dtype
 from jaxmlip.cli.output import plan
-from jaxmlip.errors import Interrupted, NumericalError, UsageError
+from jaxmlip.errors import UsageError
 
 
 class Format(StrEnum):
@@ -68,7 +66,7 @@ def md(
     temperatures: Annotated[
         str | None,
         dynamics(
-            'Replica exchange: one copy a temperature (K) in place of --temp, as "300 340 385".',
+            'Replica exchange: one copy a temperature (K), as "300 340 385"; --temp is not used.',
             show_default=False,
         ),
     ] = None,
@@ -80,7 +78,11 @@ def md(
         int, beginning("Copies with other velocities and noise, in one program.", min=1)
     ] = 1,
     new_velocities: Annotated[
-        bool, beginning("New ones even if FILE has velocities.", "--new-velocities")
+        bool,
+        beginning(
+            "New ones even if FILE has velocities; replicas, rings and ladders always have them.",
+            "--new-velocities",
+        ),
     ] = False,
     minimize: Annotated[bool, beginning("Relax the atoms first, to --fmax.", "--minimize")] = False,
     fmax: Annotated[float, beginning("For --minimize, eV/Å.", min=0)] = 0.05,
@@ -130,7 +132,8 @@ def md(
         stop("Steps between two looks at signals; default by size.", min=1, show_default=False),
     ] = None,
     allow_unstable: Annotated[
-        bool, stop("Go on, however hot it becomes.", "--allow-unstable")
+        bool,
+        stop("Go on, however hot it becomes and whatever bonds break.", "--allow-unstable"),
     ] = False,
     max_uncertainty: Annotated[
         float | None,
@@ -139,13 +142,17 @@ def md(
 ):
     """Molecular dynamics; writes NAME_md.xyz (or .h5), NAME_md_stats.csv, NAME_md_final.xyz.
 
+    Replicas, beads and temperatures have files of their own, NAME_md_0 ...; rings of beads one
+    of their centroid, too, NAME_md_centroid, of which `jaxmlip spectra` makes those of nuclei.
+
     Ctrl-C, SIGTERM, --hours or a file STOP in the output folder save and leave with exit status
     75; the same command with --resume goes on, to the bit on a CPU. So it does after a crash.
-    Status 4 if the run blows up; the last good structure is then in NAME_md_last_good.xyz.
+    Status 4 if the run blows up or molecules fall apart; the last good structure is then in
+    NAME_md_last_good.xyz.
     """
     given = dict(locals())
     from jaxmlip.cli import session
-    from jaxmlip.cli.dynamics import ending, ensembles, job, ladders, start
+    from jaxmlip.cli.dynamics import ending, ensembles, going, job, ladders, minimum, start
 
     o, source = ensembles.with_beads(ladders.with_ladder(given)), _source(file, struct)
     replicas = o["replicas"]
@@ -160,11 +167,13 @@ def md(
     for text in start.warnings_of(atoms, o):
         output.warn(text)
     opened = session.bound(opened, atoms)
-    settings = _settings(o, atoms, opened)
-    atoms = _minimized(atoms, opened, o, output) if minimize else atoms
+    settings, folder = _settings(o, atoms, opened), job.restart_folder(output, source)
+    going.check_folder(folder, o, output)
+    if minimize:
+        atoms = minimum.minimized(atoms, opened, o, output, folder=folder, settings=settings)
     session.announce("md", opened, len(atoms) * replicas)
     run, motion, work = job.prepared(atoms, opened, o, output, settings, source)
-    outcome = _run(run, motion, work, atoms, o, output)
+    outcome = going.carried_out(run, motion, work, atoms, o, output)
     ending.finish(outcome, atoms, opened, o, output, work, source)
 
 
@@ -180,14 +189,14 @@ def _source(file, struct) -> str:
 
 def _names(o) -> list[str]:
     """Suffixes of the files that are written."""
-    from jaxmlip.cli.dynamics.job import tags
+    from jaxmlip.cli.dynamics.job import table_tags, tags, trajectory_tags
 
-    names = [f"md{t}_stats.csv" for t in ([""] if o["beads"] > 1 else tags(o))]
+    names = [f"md{t}_stats.csv" for t in table_tags(o)]
     names += [f"md{t}_final.xyz" for t in tags(o)]
     if o["traj_every"] and o["format"] != Format.h5md:
-        names += [f"md{t}.xyz" for t in tags(o)]
+        names += [f"md{t}.xyz" for t in trajectory_tags(o)]
     if o["format"] != Format.extxyz:
-        names += [f"md{t}.h5" for t in tags(o)]
+        names += [f"md{t}.h5" for t in trajectory_tags(o)]
     for option in ("response", "heat-flux") if o["format"] == Format.extxyz else ():
         if o[option.replace("-", "_") + "_every"]:
             option = f"--{option}-every"
@@ -205,71 +214,10 @@ def _settings(o, atoms, opened) -> dict:
         "replicas stats_every traj_every response_every format rdf stress minimize fmax remove_rot "
         "new_velocities block dtype"
     ).split()
+    if o["ladder"] is not None:
+        names.remove("temp")  # it is not used
     plain = {n: str(o[n]) if isinstance(o[n], StrEnum) else o[n] for n in names}
     younger = {"heat_flux_every": 0, "beads": 1, "settle": 1000}  # than some restarts
     younger |= {"temperatures": None, "exchange_every": 100}
     plain |= {n: o[n] for n, usual in younger.items() if o[n] != usual}
     return plain | {"structure": fingerprint(atoms), "model_sha256": opened.card["sha256"]}
-
-
-def _minimized(atoms, opened, o, output):
-    """The structure relaxed, its velocities kept."""
-    import numpy as np
-
-    from jaxmlip.cli import analysis, selection
-    from jaxmlip.interfaces.ase import from_ase
-
-    system = from_ase(atoms, opened.potential.cutoff + analysis.SKIN, dtype=opened.dtype)
-    fixed = selection.held(atoms, "--minimize")
-    system, info = analysis.relaxed(
-        system, opened, fmax=o["fmax"], steps=2000, method=Method.lbfgs, fixed=fixed
-    )
-    if not info.converged:
-        output.warn(f"--minimize: {info.reason}")
-    moved = atoms.copy()
-    moved.set_positions(np.asarray(system.positions, float), apply_constraint=False)
-    return moved
-
-
-# --- the run --------------------------------------------------------------------------------------
-
-
-def _run(run, motion, work, atoms, o, output):
-    """The run, watched; what stops it is told with what to do next."""
-    from jaxmlip.cli.dynamics import ending, rings
-    from jaxmlip.cli.dynamics.screen import watch
-    from jaxmlip.md.simulate import simulate
-    from jaxmlip.restart import saved_states
-
-    states = saved_states(work.restarts)
-    ending.check_folder(work, o, states, output)
-    output.paths["md_restart"] = work.restarts
-    if not states or not o["resume"]:
-        run, motion = _settled(run, motion, o)
-    try:
-        with watch() as report:
-            return simulate(
-                run,
-                motion,
-                work,
-                resume=o["resume"],
-                report=lambda progress: report(rings.shown(progress, o["beads"])),
-                warn=lambda error: output.warn(str(error)),
-            )
-    except Interrupted as error:
-        command = shlex.join(["jaxmlip", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
-        raise Interrupted(error.what, where=error.where, fix=f"go on with: {command}") from None
-    except NumericalError as error:
-        path = ending.save_last_good(work, atoms, o)
-        fix = error.fix + (f"; the last good structure is {path}" if path else "")
-        raise NumericalError(error.what, where=error.where, code=error.code, fix=fix) from error
-
-
-def _settled(run, motion, o):
-    """(run, motion) as rings begin that have no bath of their own, or as they are."""
-    from jaxmlip.cli.dynamics import ensembles, rings
-
-    if not ensembles.RECIPES[o["ensemble"]].settles:
-        return run, motion
-    bath = ensembles.integrator_of(Ensemble.pimd, o)
-    return rings.settled(run, motion, bath, steps=o["settle"], n_beads=o["beads"])

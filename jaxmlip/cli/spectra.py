@@ -108,7 +108,8 @@ def spectra(
     ir: km/mol per cm⁻¹ of an open structure from its dipole, n(ω)α(ω) in 1/cm of a periodic one
     from its current. raman: Å⁴/amu per cm⁻¹ and cross-sections. vdos: states per cm⁻¹, by
     element. diffusion: cm²/s, by element. viscosity: mPa s. conductivity: W/(m K).
-    Writes NAME_spectra.png and .json.
+    Of `jaxmlip md --ensemble trpmd` and rpmd take NAME_md_centroid. Writes NAME_spectra.png and
+    .json.
     """
     from jaxmlip.cli import session
     from jaxmlip.cli.compare import read_curve
@@ -125,10 +126,12 @@ def spectra(
     session.start(x64=str(dtype) == "float64")
     opened = None if model is None else session.open_model(model, dtype)
     from jaxmlip.cli.series import kinds
+    from jaxmlip.cli.series.dynamics import check_quantum
     from jaxmlip.cli.series.source import How
     from jaxmlip.cli.series.source import opened as opened_file
 
     source = opened_file(file, opened, timestep=timestep, skip=skip)
+    check_quantum(source.data.role, str(quantum))
     asked = tuple(dict.fromkeys(kind)) if kind else kinds.possible(source)
     how = How(
         width=width,
@@ -176,6 +179,7 @@ def _finish(found, source, how, model, output: Output, *, compare):
         "width_cm1": how.width,
         "window": how.window,
         "quantum_correction": how.quantum,
+        **({"ensemble": source.data.role["ensemble"]} if source.ring else {}),
         **({} if model is None else model.summary),
         **session.versions(),
     }

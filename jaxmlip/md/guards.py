@@ -1,7 +1,8 @@
-"""When a run is stopped: too hot, too steep, not finite, or where its potential is unsure."""
+"""When a run is stopped: too hot, too steep, not finite, torn apart, or its potential unsure."""
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,34 @@ from jaxmlip.md.motion import conserved_energy, temperature_of
 from jaxmlip.md.run import Block
 
 TOO_STEEP = 1e3  # eV/Å
+RESPONSES = dict.fromkeys(
+    ("dipole", "current", "polarizability"),
+    "a potential whose dipole is a sum over atoms or bonds; or do not record it",
+)
+STRESSES = ("stress", "total_stress", "pressure")
+LONG, MANY = 1.5, 0.25  # of its first length a bond is broken; of the bonds of a structure broken
+
+
+class Bonds(NamedTuple):
+    """Bonds that are to last; host."""
+
+    pairs: np.ndarray  # [n_bonds, 2] atoms of the batch, of one structure
+    shifts: np.ndarray  # [n_bonds, 3] lattice vectors between their cells
+    lengths: np.ndarray  # [n_bonds] Å, at the start
+    group: np.ndarray  # [n_bonds] bonds that are counted together: of a structure, of a ring
 
 
 def check_block(block: Block, plan) -> None:
     """Raises `NumericalError` for what cannot be meant; plan: `simulate.Plan`."""
-    run, motion = block.run, block.motion
-    _check_responses(block.records)
+    _check_records(block, RESPONSES)
     _check_sure(block, plan.unsure)
+    _check_vitals(block, plan)
+    _check_bonds(block, plan.bonds)
+    _check_records(block)
+
+
+def _check_vitals(block, plan):
+    run, motion = block.run, block.motion
     temperature, _, size = vitals(run, motion)
     tables = [r["temperature"] for r in block.records if "temperature" in r]
     hottest = float(np.max([t.max(initial=0) for t in (temperature, *tables)]))
@@ -51,15 +73,46 @@ def _check_sure(block, limit):
             )
 
 
-def _check_responses(records):
-    for name in ("dipole", "current", "polarizability"):
-        for found in (r for r in records if name in r and not np.isfinite(r[name]).all()):
-            bad = ~np.isfinite(found[name]).reshape(len(found["step"]), -1).all(1)
-            raise NumericalError(
-                f"the {name} is not finite at step {int(found['step'][bad.argmax()])}",
-                code="JM110",
-                fix="a potential whose dipole is a sum over atoms or bonds; or do not record it",
-            )
+def _check_bonds(block, bonds):
+    """Whether a quarter of the bonds of a structure is half as long again as at the start."""
+    if bonds is None or len(bonds.lengths) == 0:
+        return
+    run, motion = block.run, block.motion
+    cell = np.asarray(motion.cell)[np.asarray(run.system.graph)[bonds.pairs[:, 0]]]
+    lattice = np.einsum("na,nab->nb", bonds.shifts, cell)
+    first, second = np.asarray(motion.positions)[bonds.pairs.T]
+    ratio = np.linalg.norm(second - first + lattice, axis=-1) / bonds.lengths
+    torn = np.bincount(bonds.group, ratio > LONG) / np.maximum(np.bincount(bonds.group), 1)
+    if torn.max() < MANY:
+        return
+    group, step = int(torn.argmax()), int(motion.step)
+    worst = sorted(np.flatnonzero(bonds.group == group), key=lambda i: -ratio[i])[:5]
+    atoms = np.asarray(run.bodies.index)[bonds.pairs[worst]].tolist()
+    told = zip(atoms, ratio[worst] * bonds.lengths[worst], bonds.lengths[worst], strict=True)
+    raise NumericalError(
+        f"structure {group} is torn apart before step {step} "
+        f"({step * run.integrator.dt / units.fs:.1f} fs): {torn[group]:.0%} of its bonds are over "
+        f"{LONG} times as long as at the start (limit {MANY:.0%}); atoms, now and then, Å: "
+        + ", ".join(f"{i}-{j} ({now:.2f}, {then:.2f})" for (i, j), now, then in told),
+        code="JM305",
+        fix="a shorter time step, a relaxed start, a potential trained for such temperatures; "
+        "--allow-unstable where bonds are meant to break",
+    )
+
+
+def _check_records(block, names=None):
+    """Every number of every record, or those of some names; stresses of molecules are none."""
+    periodic = np.asarray(block.run.system.pbc).any(1)
+    for found in block.records:
+        for name in (n for n in found if names is None or n in names):
+            x = found[name][:, periodic] if name in STRESSES else found[name]
+            good = np.isfinite(x).all(tuple(range(1, x.ndim)))
+            if not good.all():
+                raise NumericalError(
+                    f"the {name} is not finite at step {int(found['step'][good.argmin()])}",
+                    code="JM110" if name in RESPONSES else "JM305",
+                    fix=RESPONSES.get(name, "another potential, or do not record it"),
+                )
 
 
 def vitals(run, motion):

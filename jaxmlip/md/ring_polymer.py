@@ -84,7 +84,8 @@ def ring_polymer(
 
     def free(motion):
         x, v = to_modes(motion.positions), to_modes(motion.velocities)
-        x, v = turn * x + stretch * v, turn * v - slow * x
+        c, s, w = (jnp.asarray(part, x.dtype) for part in (turn, stretch, slow))
+        x, v = c * x + s * v, c * v - w * x
         return replace(motion, positions=to_beads(x), velocities=to_beads(v))
 
     def before(motion, bodies, system):

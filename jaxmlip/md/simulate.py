@@ -19,7 +19,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import Interrupted, NumericalError
 from jaxmlip.md.files.sets import append, remove
-from jaxmlip.md.guards import TOO_STEEP, check_block, vitals
+from jaxmlip.md.guards import TOO_STEEP, Bonds, check_block, vitals
 from jaxmlip.md.motion import Motion
 from jaxmlip.md.restart_points import restored, save_point
 from jaxmlip.md.run import Run, started, trajectory
@@ -43,6 +43,7 @@ class Plan:
     hottest: float = float("inf")  # K, of one structure
     steepest: float = TOO_STEEP  # eV/Å, of one atom
     unsure: float = float("inf")  # eV/Å, `forces_uncertainty` of one atom, where the run keeps it
+    bonds: Bonds | None = None  # of which a quarter may not break
 
 
 class Progress(NamedTuple):
@@ -80,9 +81,9 @@ def simulate(
     """Runs to `plan.steps`, all told; with `resume` from the newest restart point, if there is one.
 
     A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
-    raises `Interrupted`. Raises `NumericalError` where energies, forces or recorded responses are
-    not finite, a structure is too hot or steep, or the potential unsure of it: the restart point
-    then is the last good block.
+    raises `Interrupted`. Raises `NumericalError` where energies, forces or anything recorded is
+    not finite, a structure is too hot or steep or torn apart, or the potential unsure of it: the
+    restart point then is the last good block.
     """
     run, motion, sums = _begun(run, motion, plan, resume, warn)
     begun, pace = time.monotonic(), _Pace(plan)

@@ -1,28 +1,7 @@
-"""The folder of a run before it, and what is written and told after it."""
+"""What is written and told after a run."""
 
 from jaxmlip.cli.dynamics.ensembles import RECIPES
-from jaxmlip.cli.output import note, table, task, write, write_extxyz, write_text
-from jaxmlip.errors import UsageError
-
-
-def check_folder(work, o, states, output):
-    if states and not (o["resume"] or o["overwrite"]):
-        raise UsageError(
-            "there is a run in this folder already",
-            where=str(work.restarts),
-            code="JM104",
-            fix="--resume to go on, --overwrite to begin anew, or another --out",
-        )
-    strangers = [] if work.restarts.exists() else [p for p in output.paths.values() if p.exists()]
-    if strangers and not o["overwrite"]:
-        raise UsageError(
-            "this file is there, without a restart point to go on from",
-            where=str(strangers[0]),
-            code="JM104",
-            fix="--overwrite to begin anew, or another --out",
-        )
-    if o["resume"]:
-        note("resuming" if states else "nothing to resume: beginning")
+from jaxmlip.cli.output import table, task, write, write_extxyz, write_text
 
 
 def save_last_good(work, atoms, o):

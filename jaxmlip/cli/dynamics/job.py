@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxmlip.cli import selection
-from jaxmlip.cli.dynamics import ensembles, ladders, rings, start
+from jaxmlip.cli.dynamics import bonds, ensembles, ladders, rings, start
 from jaxmlip.cli.output import stem
 from jaxmlip.cli.session import predicts
 from jaxmlip.errors import UsageError
@@ -19,6 +19,21 @@ HOTTER = 1e4  # K above three times what was asked for: the run has blown up
 def tags(o) -> list[str]:
     """What the names of a replica's files have."""
     return [""] if o["replicas"] == 1 else [f"_{i}" for i in range(o["replicas"])]
+
+
+def table_tags(o) -> list[str]:
+    """The same of tables: a ring of beads has one."""
+    return [""] if o["beads"] > 1 else tags(o)
+
+
+def trajectory_tags(o) -> list[str]:
+    """The same of trajectories: a ring of beads has one of its centroid, too."""
+    return tags(o) + (["_centroid"] if o["beads"] > 1 else [])
+
+
+def restart_folder(output, source):
+    """Where the restart points of a run are: beside its files."""
+    return output.paths[next(iter(output.paths))].with_name(stem(source) + "_md_restart")
 
 
 def prepared(atoms, opened, o, output, settings, source):
@@ -48,8 +63,9 @@ def prepared(atoms, opened, o, output, settings, source):
     run, motion = start.motion_of(run, atoms, o, n)
     hot = 3 * max(np.max(ladders.targets(o)), 300.0) + HOTTER
     limits = {"hottest": o["beads"] * hot, "steepest": TOO_STEEP}
+    limits["bonds"] = bonds.found(atoms, n, together=o["beads"] > 1)
     if o["allow_unstable"]:
-        limits = dict.fromkeys(limits, float("inf"))
+        limits = {"hottest": float("inf"), "steepest": float("inf")}
     if o["max_uncertainty"] is not None:
         _check_ensemble(opened)
         limits["unsure"] = o["max_uncertainty"]
@@ -61,7 +77,7 @@ def prepared(atoms, opened, o, output, settings, source):
             every=every,
             block=o["block"] or int(np.clip(SIZE // (n * len(atoms)), 20, 500)),
             files=_files(atoms, fixed, o, output),
-            restarts=output.paths[next(iter(output.paths))].with_name(stem(source) + "_md_restart"),
+            restarts=restart_folder(output, source),
             settings=settings,
             frames=bool(o["traj_every"]),
             summed=summed,
@@ -137,15 +153,29 @@ def _files(atoms, fixed, o, output):
         own_masses=own,
         info=tuple((k, atoms.info[k]) for k in INFO if k in atoms.info),
     )
+    ring, n = o["beads"] > 1, len(atoms)
+    place = lambda i: {"index": i, "first": i * n, "role": _role(o, bead=i)}
+    scenes = [replace(scene, **place(i)) for i in range(o["replicas"])]
+    if ring:
+        scenes.append(replace(scene, mean_of=o["beads"], role=_role(o)))
+    tables = [None] * o["replicas"] * ring + table_tags(o)
     return tuple(
         Files(
-            scene=replace(scene, index=i, first=i * len(atoms)),
-            table=output.paths.get(f"md{'' if o['beads'] > 1 and i == 0 else t}_stats.csv"),
-            extxyz=output.paths.get(f"md{t}.xyz"),
-            h5md=output.paths.get(f"md{t}.h5"),
+            scene=one,
+            table=output.paths.get(f"md{table}_stats.csv"),
+            extxyz=output.paths.get(f"md{tag}.xyz"),
+            h5md=output.paths.get(f"md{tag}.h5"),
         )
-        for i, t in enumerate(tags(o))
+        for one, tag, table in zip(scenes, trajectory_tags(o), tables, strict=True)
     )
+
+
+def _role(o, bead=None):
+    """What frames are, where they are not the motion of one structure."""
+    if o["beads"] > 1:
+        own = () if bead is None else (("bead", bead),)
+        return (("ensemble", str(o["ensemble"])), ("beads", o["beads"]), *own)
+    return () if o["ladder"] is None else (("ladder", True),)
 
 
 def structures(motion, atoms, replicas, *, moving=True):

@@ -35,6 +35,13 @@ def with_ladder(o: dict) -> dict:
                 where=option,
                 fix=f"a run at one temperature, from the frames of one with {OPTION}",
             )
+    if o["exchange_every"] > o["steps"]:
+        raise UsageError(
+            f"--exchange-every {o['exchange_every']} is more than --steps {o['steps']}: nothing "
+            "would be exchanged",
+            where="--exchange-every",
+            fix=f"--exchange-every {max(o['steps'] // 10, 1)}, or more --steps",
+        )
     return o | {"ladder": ladder, "replicas": len(ladder)}
 
 

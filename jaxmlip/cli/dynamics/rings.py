@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 
-from jaxmlip.cli.output import note
-
 SHOWN = ("kinetic_energy", "gyration", "temperature")  # numbers of a ring
-BLOCK = 500  # steps
 
 
 def observed(n_beads: int, temperature: float):
@@ -43,21 +40,26 @@ def resting(run, n_beads: int):
     return replace(run, bodies=replace(run.bodies, dof=run.bodies.dof - 3 / n_beads))
 
 
-def settled(run, motion, bath, *, steps: int, n_beads: int):
-    """(run, motion) of one ring after some steps under a bath, for dynamics without that bath.
+def settling(run, plan, bath, *, steps: int, folder):
+    """(run, plan) of some steps of one ring under a bath, before dynamics without it.
 
     Beads that begin on one point have no energy in their springs, and nothing but a bath would
-    ever give it to them. bath: a `ring_polymer` that moves every mode, the centroid too. The centre
-    of mass is brought to rest.
+    ever give it to them. bath: a `ring_polymer` that moves every mode, the centroid too. folder: of
+    its restart points.
     """
-    from jaxmlip.md import handed_over, trajectory
     from jaxmlip.md.observables import standard
 
-    note(f"rings settle: {steps} steps under the bath of pimd, not recorded")
     warm = replace(run, integrator=bath, observe=(standard,))
-    *_, last = trajectory(warm, motion, steps=steps, block=min(BLOCK, steps), record=steps)
-    run = replace(run, neighbors=last.run.neighbors)
-    return run, _at_rest(handed_over(run, last.motion), run.bodies.masses)
+    own = {"steps": steps, "every": (steps,), "files": (), "summed": (), "restarts": folder}
+    return warm, replace(plan, frames=True, **own)
+
+
+def settled(run, outcome):
+    """(run, motion) as they go on after `settling`, the centre of mass at rest."""
+    from jaxmlip.md import handed_over
+
+    run = replace(run, neighbors=outcome.run.neighbors)
+    return run, _at_rest(handed_over(run, outcome.motion), run.bodies.masses)
 
 
 def _at_rest(motion, masses):

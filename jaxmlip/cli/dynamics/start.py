@@ -27,7 +27,7 @@ def check_numbers(o: dict) -> None:
     )
     if not np.isfinite(o["pressure"]):
         raise UsageError(f"--pressure is {o['pressure']} GPa", where="--pressure")
-    if o["temp"] == 0 and o["ensemble"] != "nve":
+    if o["ladder"] is None and o["temp"] == 0 and o["ensemble"] != "nve":
         raise UsageError(
             f"--temp is 0 K and --ensemble {o['ensemble']} has a heat bath",
             where="--temp",
@@ -64,7 +64,10 @@ def warnings_of(atoms, o: dict):
             "flows: the conductivity will be too low; nve, nvt-csvr and nvt-nh keep it"
         )
     if not _keeps_velocities(o) and has_velocities(atoms) and not o["new_velocities"]:
-        yield "rings and ladders begin with velocities of their own: those of FILE are not used"
+        yield (
+            "replicas, rings and ladders begin with velocities of their own: those of FILE are "
+            "not used"
+        )
     if o["response_every"] and o["ensemble"] == "nvt":
         width = units.hbar * o["friction"] / units.fs / units.invcm
         yield (
@@ -102,7 +105,7 @@ def motion_of(run, atoms, o: dict, n: int):
     wanted = o["beads"] * targets(o)
     if kept:
         motion = at_rest(run.system, key)
-        velocities = np.tile(atoms.get_velocities(), (n, 1))  # ASE's unit of time is ours
+        velocities = atoms.get_velocities()  # ASE's unit of time is ours
         free = np.asarray(run.bodies.free)[:, None]
         velocities = np.where(free, velocities, 0).astype(motion.positions.dtype)
         motion = _at_rest_as_a_whole(run, replace(motion, velocities=jax.numpy.asarray(velocities)))
@@ -140,8 +143,8 @@ def _at_rest_as_a_whole(run, motion):
 
 
 def _keeps_velocities(o: dict) -> bool:
-    """Whether those of FILE would be of the right temperature."""
-    return o["beads"] == 1 and o["ladder"] is None
+    """Whether those of FILE would be of the right temperature, and of one trajectory alone."""
+    return o["replicas"] == 1
 
 
 def has_velocities(atoms) -> bool:

@@ -6,6 +6,7 @@ from jaxmlip import units
 from jaxmlip.cli import plot
 
 WARM_UP = 0.2  # of a run that averages leave out
+BLOCKS = 10  # for the errors of quantum averages
 
 
 def summarize(tables, n_atoms: int) -> dict:
@@ -28,7 +29,33 @@ def summarize(tables, n_atoms: int) -> dict:
         out["volume_mean_A3"] = mean("volume_A3")
     if "msd_A2" in tables[0]:
         out["msd_end_A2"] = float(np.mean([t["msd_A2"][-1] for t in tables]))
+    if "gyration_A" in tables[0]:
+        out |= _quantum(late[0])
     return out
+
+
+def _quantum(table) -> dict:
+    """Averages of a ring of beads, with standard errors of the means of blocks."""
+    kinetic, potential = table["energy_kinetic_eV"], table["energy_potential_eV"]
+    series = {
+        "energy_potential": (potential, "eV"),
+        "energy_kinetic_centroid_virial": (kinetic, "eV"),
+        "energy_quantum": (kinetic + potential, "eV"),
+        "gyration": (table["gyration_A"], "A"),
+    }
+    out = {}
+    for name, (x, unit) in series.items():
+        out |= {f"{name}_mean_{unit}": float(x.mean()), f"{name}_error_{unit}": _error(x)}
+    return out
+
+
+def _error(x) -> float:
+    """Of the mean of a series, from the means of its blocks; NaN where it is too short for them."""
+    from jaxmlip.vibrations.spectra.correlation import blocks, standard_error
+
+    if len(x) < 2 * BLOCKS:
+        return float("nan")
+    return float(standard_error([part.mean() for part in blocks(x, BLOCKS)]))
 
 
 def drift(table, n_atoms: int) -> float:
@@ -91,10 +118,21 @@ def rows(found: dict):
     if "temperature_mean_K" in found:
         mean, spread = found["temperature_mean_K"], found["temperature_std_K"]
         yield "temperature", f"{mean:.1f} ± {spread:.1f} K"
-        yield "potential energy", f"{found['energy_potential_mean_eV']:.5f} eV"
+        yield "potential energy", _told(found, "energy_potential", "eV")
+    if "gyration_mean_A" in found:
+        kinetic = _told(found, "energy_kinetic_centroid_virial", "eV")
+        yield "kinetic energy, centroid virial", kinetic
+        yield "radius of gyration", _told(found, "gyration", "A").replace("A", "Å")
     if "pressure_mean_GPa" in found:
         yield "pressure", f"{found['pressure_mean_GPa']:.3f} ± {found['pressure_std_GPa']:.3f} GPa"
         yield "volume", f"{found['volume_mean_A3']:.3f} Å³"
+
+
+def _told(found, name, unit) -> str:
+    """A mean, with its standard error where there is one."""
+    error = found.get(f"{name}_error_{unit}", float("nan"))
+    told = f" (error {error:.2g})" if error == error else ""
+    return f"{found[f'{name}_mean_{unit}']:.5f}{told} {unit}"
 
 
 def pair_distributions(sums, numbers, replicas: int, cutoff: float) -> str:

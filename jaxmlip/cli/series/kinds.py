@@ -24,6 +24,7 @@ def possible(source: Source) -> tuple[str, ...]:
         source.model is not None
         and session.predicts(source.model.card, name)
         and source.has("positions")
+        and not source.ring
     )
     flow = source.has("currents") or (predicts("dipole") and source.has("velocities"))
     has = {

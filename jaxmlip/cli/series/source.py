@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from jaxmlip import units
 from jaxmlip.cli import session
 from jaxmlip.cli.output import task
+from jaxmlip.cli.series import dynamics
 from jaxmlip.cli.series.time_series import TimeSeries, interval, read_time_series
 from jaxmlip.errors import DataError, ModelError
 
@@ -54,6 +55,11 @@ class Source:
     @property
     def periodic(self) -> bool:
         return bool(np.any(self.data.pbc))
+
+    @property
+    def ring(self) -> bool:
+        """Whether it is of the centroid of a ring of beads."""
+        return "beads" in self.data.role
 
     def has(self, name: str) -> bool:
         return name in self.data.series
@@ -102,6 +108,7 @@ def opened(file, model, *, timestep, skip) -> Source:
     """The trajectory of a file."""
     with task(f"reading {file}") as tell:
         data = read_time_series(file)
+        dynamics.check(data.role, file)
         longest = max(data.series.values(), key=lambda s: len(s.values))
         times = longest.times
         span = (
@@ -157,6 +164,13 @@ def evaluated(source: Source, what: str) -> tuple[np.ndarray, float]:
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.vibrations.spectra.along import along
 
+    if source.ring:
+        raise DataError(
+            f"the {what} of a ring is the mean over its beads, not that of the centroid",
+            where=source.name,
+            code="JM244",
+            fix="jaxmlip md --response-every N --format h5md records it",
+        )
     needed = "polarizability" if what == "polarizability" else "dipole"
     if not session.predicts(source.model.card, needed):
         raise ModelError(

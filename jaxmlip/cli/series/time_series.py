@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlip import units
+from jaxmlip.cli.series import dynamics
 from jaxmlip.errors import DataError
 
+ROLE = ("ensemble", "beads", "bead", "ladder")  # as `jaxmlip.md.files` writes them
 EVEN = 1e-3  # of an interval: how far intervals may differ
 PER_FS = 1 / units.fs
 FILES = (".h5", ".hdf5", ".h5md")
@@ -40,6 +42,7 @@ class TimeSeries:
     masses: np.ndarray  # [n_atoms] amu
     pbc: np.ndarray  # [3]
     info: dict = field(default_factory=dict)  # charge, spin, field (V/Å), where they were told
+    role: dict = field(default_factory=dict)  # what frames are: of a ring, a bead, a ladder
     series: dict = field(default_factory=dict)
     # positions Å, cells Å, velocities (internal), dipoles e Å, currents (internal),
     # polarizabilities e² Å²/eV, stresses eV/Å³ with their kinetic part, temperatures K,
@@ -118,7 +121,14 @@ def _from_h5md(path) -> TimeSeries:
     numbers = np.asarray(read.numbers)
     masses = atomic_masses[numbers] if read.masses is None else np.asarray(read.masses)
     pbc = np.asarray(read.pbc, bool)
-    return TimeSeries(numbers=numbers, masses=masses, pbc=pbc, info=read.info, series=found)
+    return TimeSeries(
+        numbers=numbers,
+        masses=masses,
+        pbc=pbc,
+        info=read.info,
+        role=read.role or dynamics.implied(read.observables),
+        series=found,
+    )
 
 
 def _observed(read, name, shape, factors, path):
@@ -165,6 +175,7 @@ def _from_frames(frames, where) -> TimeSeries:
         masses=masses,
         pbc=first.pbc,
         info={k: first.info[k] for k in ("charge", "spin", "field") if k in first.info},
+        role={k: first.info[k] for k in ROLE if k in first.info},
         series={name: Series(times=times, values=values) for name, values in found.items()},
     )
 

@@ -69,6 +69,7 @@ def _comment(scene, frames, i, properties):
     words += [f"step={step}", f"time_fs={round(step * scene.dt, 9)!r}"]
     quote = lambda value: '"' if np.ndim(value) else ""
     words += [f"{k}={quote(v)}{_numbers(v)}{quote(v)}" for k, v in scene.info]
+    words += [f"{k}={'FT'[v] if isinstance(v, bool) else v}" for k, v in scene.role]
     words.append('pbc="' + " ".join("FT"[int(p)] for p in scene.pbc) + '"')
     return " ".join(words)
 

@@ -1,9 +1,10 @@
 """Frames and observables as H5MD 1.1 (de Buyl et al., 2014, 10.1016/j.cpc.2014.01.018).
 
 particles/atoms/{position, velocity, force} and observables/<name>, each with step, time (fs) and
-value, units as attributes; box/edges where an axis is periodic; charge, spin and field of the
-structure in parameters. Å, fs, eV, e, K, V; forces alone are in kJ/mol/Å, the unit that readers
-such as MDAnalysis know.
+value, units as attributes; box/edges where an axis is periodic; in parameters charge, spin and
+field of the structure, and of what run it is where frames alone would mislead: of a ring of beads
+(ensemble, beads), of one bead, of a ladder. Å, fs, eV, e, K, V; forces alone are in kJ/mol/Å, the
+unit that readers such as MDAnalysis know.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import DataError, ResourceError
 from jaxmlip.md.files.journal import journaled, settle
-from jaxmlip.md.files.scene import OBSERVABLES, Scene, Series, Trajectory
+from jaxmlip.md.files.scene import OBSERVABLES, ROLE, Scene, Series, Trajectory
 
 FORCE = 1 / units.kJ_mol  # kJ/mol/Å of 1 eV/Å
 UNIT = {name: unit for name, unit, _ in OBSERVABLES.values()}
@@ -108,6 +109,8 @@ def _opened(pages, scene):
     box.attrs["boundary"] = ["periodic" if p else "none" for p in scene.pbc]
     for name, value in scene.info:
         file[f"parameters/{name}"] = np.asarray(value, np.float64)
+    for name, value in scene.role:
+        file[f"parameters/{name}"] = value
     return file
 
 
@@ -201,13 +204,14 @@ def _read(file, atoms):
             for name, element in observables.items()
             if "value" in element and "step" in element
         },
-        info=_told(file),
+        info=_told(file, INFO),
+        role={k: _text(v) if k == "ensemble" else int(v) for k, v in _told(file, ROLE).items()},
     )
 
 
-def _told(file):
+def _told(file, names):
     told = file["parameters"] if "parameters" in file else {}
-    return {name: told[name][()] for name in INFO if name in told}
+    return {name: told[name][()] for name in names if name in told}
 
 
 def _times(element):

@@ -4,7 +4,7 @@ Inside a run a velocity is in Å/sqrt(amu Å²/eV), in files in Å/fs (momenta a
 else is written as it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,10 @@ OBSERVABLES = {  # {name in a record: (name in files, unit of H5MD, suffix in ta
 }
 
 
+PER_ATOM = ("positions", "velocities", "forces")
+ROLE = ("ensemble", "beads", "bead", "ladder")  # frames of a ring, of one bead, of a temperature
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """One structure of a batch, as files name it."""
@@ -42,11 +46,8 @@ class Scene:
     fixed: np.ndarray | None = None  # [n_atoms] True for held atoms
     own_masses: bool = False  # whether masses are others than those of the elements
     info: tuple[tuple[str, object], ...] = ()  # charge, spin, field (V/Å) of every frame
-
-    @property
-    def atoms(self) -> slice:
-        """Its rows in arrays of atoms."""
-        return slice(self.first, self.first + len(self.numbers))
+    role: tuple[tuple[str, object], ...] = ()  # what it is in its run, names of `ROLE`
+    mean_of: int = 1  # structures of the batch, from `index` on, whose mean it is: beads of a ring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +75,28 @@ class Trajectory:
     pbc: np.ndarray  # [3] bool
     observables: dict[str, Series]
     info: dict  # charge (e), spin (multiplicity), field (V/Å) where they were told
+    role: dict = field(default_factory=dict)  # names of `ROLE`, where they were told
 
 
 def frames_of(scene: Scene, records: dict) -> dict:
     """The part of the records of a batch that belongs to one structure: atoms and cell."""
-    per_atom = {"positions", "velocities", "forces"}
-    pick = lambda name, x: x[:, scene.atoms] if name in per_atom else x[:, scene.index]
-    return {k: v if k == "step" else pick(k, v) for k, v in records.items()}
+    return {k: v if k == "step" else _own(scene, k, v) for k, v in records.items()}
 
 
 def series_of(scene: Scene, records: dict) -> dict:
     """{name in files: [n_records, ...]} of one structure, with `step`."""
-    named = {OBSERVABLES[k][0]: v[:, scene.index] for k, v in records.items() if k in OBSERVABLES}
+    named = {OBSERVABLES[k][0]: _own(scene, k, v) for k, v in records.items() if k in OBSERVABLES}
     return {"step": records["step"], **named}
+
+
+def _own(scene, name, x):
+    """Rows of a record [n_records, n, ...] that are the structure's: of one, or the mean of some.
+
+    Of a ring, the uncertainty is that of its worst bead.
+    """
+    rows, first = (len(scene.numbers), scene.first) if name in PER_ATOM else (1, scene.index)
+    found = x[:, first : first + scene.mean_of * rows]
+    if scene.mean_of > 1:
+        parts = found.reshape(len(x), scene.mean_of, rows, *x.shape[2:])
+        found = parts.max(1) if name == "uncertainty" else parts.mean(1)
+    return found if name in PER_ATOM else found[:, 0]
