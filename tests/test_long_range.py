@@ -29,6 +29,7 @@ from jaxmlip.potential import (
     add_dispersion,
     add_electrostatics,
     add_equilibration,
+    add_field,
     bind,
     conserve_fragments,
 )
@@ -406,6 +407,20 @@ def test_born_charges_of_a_crystal_sum_to_its_charge():
     assert_allclose(found.sum(0), np.zeros((3, 3)), atol=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("charge, periodic", [(-1.0, False), (2.0, True)])
+def test_born_charges_sum_to_the_charge_of_molecules_and_of_charged_cells(charge, periodic):
+    """All atoms moved alike carry the charge with them, in the open and with a background."""
+    model, atoms = small(**POLAR), salt().repeat((1, 1, 2))
+    atoms.pbc, atoms.info["charge"] = periodic, charge
+    system = from_ase(atoms, model.cutoff)
+    potential = add_electrostatics(model, ewald(system, model.cutoff, 1e-3))
+    params = jax.jit(model.init)(KEY, system)
+    found = jaxmlip.born_charges(add_field(potential).apply)(params, system)
+    assert np.abs(found[0] - charge / 4 * np.eye(3)).max() > 1e-3
+    assert_allclose(found.sum(0), charge * np.eye(3), atol=1e-10)
+
+
 @cache
 def far_sighted():
     model = small(models.LongRangeMACE, correlation=1, sources=2)
@@ -493,19 +508,28 @@ def test_the_calculator_plans_by_itself_and_again_for_another_cell(saved):
     assert_allclose(large, 2 * small_cell, atol=2e-4)  # the tolerance of the sum
 
 
-def test_a_mesh_of_a_card_is_planned_for_the_dipoles_that_its_model_has(monkeypatch):
-    """By the shape of what it predicts: nothing is computed."""
-    seen, system = {}, from_ase(salt(), 4.0)
-    monkeypatch.setattr(plans.electrostatics.mesh, "pme", lambda *a, **given: seen.update(given))
-    for dipoles in (True, False):
-        out = {"energy": jnp.zeros(1), "charges": jnp.zeros(2)}
-        out |= {"atomic_dipoles": jnp.zeros((2, 3))} if dipoles else {}
-        model = Potential(lambda key, s: {}, lambda params, s, out=out: out, 4.0)
-        entry = {"method": "pme", "tolerance": 1e-3}
-        bind(plans.add_long_range(model, {"electrostatics": entry}), system)
-        assert seen == {"tolerance": 1e-3, "dipoles": 0.5 * dipoles}
-        bind(plans.add_long_range(model, {"electrostatics": entry | {"dipoles": 0.2}}), system)
-        assert seen["dipoles"] == 0.2
+@pytest.mark.parametrize("dipoles", [True, False])
+def test_a_mesh_of_a_card_meets_its_tolerance_for_the_dipoles_that_its_model_has(dipoles):
+    """As long as the card says, or as dipoles beside unit charges are."""
+    system, tolerance = from_ase(rattled(salt().repeat(2), 0.25), 4.0), 1e-3
+    moments = np.random.default_rng(0).normal(0, 0.5 / 3**0.5, (16, 3))
+    out = {"energy": jnp.zeros(1), "charges": jnp.where(system.numbers == 11, 1.0, -1.0)}
+    out |= {"atomic_dipoles": jnp.asarray(moments)} if dipoles else {}
+    model = Potential(lambda key, s: {}, lambda params, s: out, 4.0)
+
+    def forces(**entry):
+        card = {"electrostatics": {"method": "pme", "tolerance": tolerance} | entry}
+        bound = bind(plans.add_long_range(model, card), system)
+        energy = lambda r: bound.apply({}, replace(system, positions=r))["energy"].sum()
+        return np.asarray(jax.jit(jax.grad(energy))(jnp.asarray(system.positions)))
+
+    exact = forces(method="ewald", tolerance=1e-8)
+    error = lambda **entry: np.linalg.norm(forces(**entry) - exact) / np.linalg.norm(exact)
+    assert error() < 2 * tolerance
+    if dipoles:
+        assert error(dipoles=0.5) == error() < error(dipoles=0.0)
+    else:
+        assert error(dipoles=0.0) == error()
 
 
 def test_an_unknown_method_on_a_card_is_refused(saved):
