@@ -255,6 +255,7 @@ def test_the_command_line_gives_constants_of_the_primitive_cell(folder, capsys):
     assert found["stable"] and found["n_atoms_of_cell"] == 1
 
 
+@pytest.mark.slow
 def test_a_crystal_that_is_not_relaxed_has_a_stress_and_no_pressure_to_be_relaxed_to(
     folder,  # noqa: F811
     capsys,

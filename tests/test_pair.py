@@ -59,7 +59,7 @@ def test_the_curve_is_exact_up_to_the_onset():
     assert abs(curve(model, [5.0], [29, 29])[0]) < model.depth * 2 * np.exp(-model.a * 2.134)
 
 
-@pytest.mark.parametrize("smoothness", [2, 3])
+@pytest.mark.parametrize("smoothness", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_derivatives_are_continuous_at_the_onset(smoothness):
     model = LennardJones(onset=0.5, cutoff=8.0, smoothness=smoothness)
     system = from_ase(Atoms("Ar2", [[0, 0, 0], [0, 0, 1]]), model.cutoff)

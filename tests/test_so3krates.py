@@ -290,6 +290,7 @@ def test_the_short_edges_of_a_long_list_are_all_there_and_sorted(flat):
     assert pairwise.near(long, 3.5, 2)[1].any()
 
 
+@pytest.mark.slow
 def test_more_neighbours_than_the_network_has_room_for_are_not_dropped(folder):
     card, params = so3lr.read(folder / "params.pkl")
     crowded = checkpoint.build({**card, "fields": card["fields"] | {"local_neighbors": 2}})

@@ -232,6 +232,7 @@ def with_born_charges(tmp_path):
     return system, labels, model, model.init(jax.random.key(0), system), terms
 
 
+@pytest.mark.slow
 def test_random_directions_compare_born_charges_without_bias(tmp_path):
     """The mean over the four diagonals of a cube of |dZ v|² is |dZ|²/3, and v v sums to 1."""
     system, labels, model, params, terms = with_born_charges(tmp_path)
@@ -497,6 +498,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 def test_curvature_stages_and_plateaus_resume_bitwise_too(run, tmp_path):
     """Directions are drawn from the number of the step; every decision of validation is kept."""
     rng, hessians = np.random.default_rng(0), {}
