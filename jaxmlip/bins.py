@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 MOST_BINS = 64  # along an axis
+SLOTS = 32  # in bins, for each atom (of a few thousand at least): one far away takes no more
+FEW = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,32 @@ def bins_of(system, i, cutoff, shrink):
     positions = system.positions[(system.graph == i) & system.atom_mask].astype(float)
     inverse = np.linalg.inv(cell)
     heights = 1 / np.linalg.norm(inverse, axis=0)  # between opposite faces
-    extent = np.ptp(positions @ inverse, axis=0) if len(positions) else np.zeros(3)
+    inside = positions @ inverse
+    extent = np.ptp(inside, axis=0) if len(positions) else np.zeros(3)
     length = np.where(pbc, 1, np.maximum(extent, 1e-3)) * heights * (1 - shrink)
     bins = np.clip((length / cutoff).astype(int), 1, MOST_BINS)
+    bins = _afforded(bins, np.where(pbc, inside % 1, _shares(inside)))
     reach = np.ceil(cutoff / (length / bins) - 1e-9).astype(int)
     reach = np.where(pbc, reach, np.minimum(reach, bins - 1))
     return tuple(map(int, bins)), tuple(map(int, reach))
+
+
+def _shares(inside):
+    """Where atoms are between the first and the last, [n, 3] in 0 .. 1."""
+    low = inside.min(0, initial=np.inf)
+    return (inside - low) / np.maximum(inside.max(0, initial=-np.inf) - low, 1e-9)
+
+
+def _afforded(bins, shares):
+    """Fewer bins where all would have room for far more atoms than there are."""
+    while bins.prod() * _most_in_a_bin(bins, shares) > SLOTS * max(len(shares), FEW):
+        bins = np.where(np.arange(3) == bins.argmax(), (bins + 1) // 2, bins)
+    return bins
+
+
+def _most_in_a_bin(bins, shares):
+    place = np.minimum((shares * bins).astype(int), bins - 1)
+    return np.bincount(np.ravel_multi_index(place.T, bins), minlength=1).max()
 
 
 def numbers_of_bins(plan):

@@ -130,6 +130,31 @@ def test_the_search_on_the_device_finds_the_pairs_of_vesin(seed):
     assert pairs_of(inner) == near
 
 
+def test_an_atom_far_away_takes_no_room():
+    # open, 8000 Å away: bins as fine as the cutoff would be some 64³, each with room for the rest
+    near = bulk("Ar", "fcc", 5.4, cubic=True).repeat(4)
+    near.pbc = False
+    far = near.copy()
+    far.positions[0] -= [5000, 3000, 5000]
+    plans = [plan_list(system_of(atoms), 6.0) for atoms in (near, far)]
+    rows = [np.prod(plan.bins) * plan.per_bin for plan in plans]
+    assert rows[1] < 32 * max(len(near), 2048)
+    systems = [system_of(near), system_of(far)]
+    find = jax.jit(search, static_argnums=0)
+    found = [find(*case) for case in zip(plans, systems, strict=True)]
+    assert all(f.complete(p) for f, p in zip(found, plans, strict=True))
+    kept = {pair for pair in pairs_of(found[0].edges) if 0 not in pair[:2]}
+    assert pairs_of(found[1].edges) == kept
+
+
+def test_what_overflows_by_little_is_widened_by_little():
+    # the most neighbours of an atom of a liquid fluctuate; each slot costs as much as a neighbour
+    plan = plan_list(argon(1), 5.0)
+    had = Neighbors(plan=replace(plan, width=88), cutoff=4.5, width=None)
+    after = lambda n: widened(had, argon(1), replace(healthy(), in_list=n))[0].plan.width
+    assert after(88) == 88 and 89 < after(89) <= 96 and after(120) >= 1.25 * 120
+
+
 def test_a_list_that_is_too_small_says_so():
     system, found = argon(1), jax.jit(search, static_argnums=0)
     plan = plan_list(system, 5.0)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import typer
 from ase import Atoms
 from ase.build import bulk, molecule, nanotube
 from ase.io import read, write
@@ -23,6 +24,7 @@ from structures import SPRINGS, card
 from jaxmlip import units
 from jaxmlip.cli.dynamics import bonds, job, minimum, start, summary
 from jaxmlip.cli.main import main
+from jaxmlip.cli.options import femtoseconds
 from jaxmlip.cli.series.source import Source, evaluated
 from jaxmlip.cli.series.time_series import TimeSeries
 from jaxmlip.errors import DataError, ModelError, UsageError
@@ -98,6 +100,13 @@ REFUSED = {
     ),
     "uncertainty of one model": ("--max-uncertainty 0.1", 2, "not an ensemble"),
 }
+
+
+@pytest.mark.parametrize("text, fs", [("0.5", 0.5), ("0.5 fs", 0.5), ("5e-4ps", 0.5), (2, 2.0)])
+def test_times_may_have_a_unit(text, fs):
+    assert femtoseconds(text) == pytest.approx(fs, rel=1e-15)
+    with pytest.raises(typer.BadParameter, match="no time.*fs"):
+        femtoseconds(f"{text} s")
 
 
 @pytest.mark.parametrize("case", REFUSED)

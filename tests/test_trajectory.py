@@ -511,6 +511,18 @@ def test_a_run_that_blows_up_stops_with_the_last_good_state(tmp_path):
     assert [f.info["step"] for f in frames] == [0, 20]
 
 
+def test_a_run_stops_where_an_atom_is_lost(tmp_path):
+    run, motion, atoms = ready()
+    open_run = replace(run, system=replace(run.system, pbc=np.zeros_like(run.system.pbc)))
+    plan = planned(tmp_path, atoms, steps=20, steepest=float("inf"))
+    lost = replace(motion, positions=motion.positions.at[3].add(jnp.array([0.0, 2000.0, 0.0])))
+    with pytest.raises(
+        NumericalError, match=r"atom 3 is lost: (19|20)\d\d Å .*\(limit 1000\).* fs"
+    ):
+        simulate(open_run, lost, plan)
+    assert simulate(run, lost, plan).motion.step == 20  # periodic: its image is where it was
+
+
 def test_a_run_stops_where_its_potential_is_unsure(tmp_path):
     # unsure of what is far from where it began, as an ensemble would be
     run, motion, atoms = ready()

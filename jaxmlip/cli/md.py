@@ -50,7 +50,9 @@ def md(
     dtype: options.Precision = Dtype.float32,
     ensemble: Annotated[Ensemble, dynamics(HELP + ".")] = Ensemble.nvt,
     steps: Annotated[int, dynamics("Steps, all told.", min=1)] = 1000,
-    timestep: Annotated[float, dynamics("Time step, fs.")] = 0.5,
+    timestep: Annotated[
+        float, options.Time(help="Time step, fs.", rich_help_panel="Dynamics")
+    ] = 0.5,
     temp: Annotated[float, dynamics("Temperature of the bath and of new velocities, K.")] = 300.0,
     friction: Annotated[float, dynamics("Friction of nvt, 1/fs.")] = 0.01,
     thermostat_time: Annotated[float, dynamics("Time of the other heat baths, fs.")] = 100.0,
@@ -133,7 +135,10 @@ def md(
     ] = None,
     allow_unstable: Annotated[
         bool,
-        stop("Go on, however hot it becomes and whatever bonds break.", "--allow-unstable"),
+        stop(
+            "Go on, however hot it becomes, whatever bonds break and atoms leave.",
+            "--allow-unstable",
+        ),
     ] = False,
     max_uncertainty: Annotated[
         float | None,

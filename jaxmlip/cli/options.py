@@ -1,6 +1,8 @@
 """Options that commands share, so that a flag means the same everywhere."""
 
+import re
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,17 @@ class Method(StrEnum):
     lbfgs = "lbfgs"
     fire = "fire"
 
+
+def femtoseconds(text: str | float) -> float:
+    """fs of "0.5", "0.5 fs" or "0.0005 ps"."""
+    number, unit = re.fullmatch(r"\s*(.*?)\s*(fs|ps|)\s*", str(text)).groups()
+    try:
+        return float(number) * (1000 if unit == "ps" else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time; give fs, as 0.5 or '0.5 fs'") from None
+
+
+Time = partial(typer.Option, parser=femtoseconds, metavar="FS")
 
 File = Annotated[
     str,

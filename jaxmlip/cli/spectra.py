@@ -65,7 +65,7 @@ def spectra(
     out: options.Out = Path("."),
     overwrite: options.Overwrite = False,
     timestep: Annotated[
-        float | None, typer.Option(metavar="FS", help="Between frames, if TRAJ has no times.")
+        float | None, options.Time(help="Between frames, fs, if TRAJ has no times.")
     ] = None,
     skip: Annotated[float, typer.Option(min=0, help="Leave out the beginning, fs.")] = 0.0,
     temperature: Annotated[

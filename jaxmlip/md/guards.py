@@ -1,4 +1,6 @@
-"""When a run is stopped: too hot, too steep, not finite, torn apart, or its potential unsure."""
+"""When a run is stopped: too hot, too steep, not finite, torn apart, an atom lost, or its potential
+unsure.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -14,6 +16,7 @@ from jaxmlip.md.motion import conserved_energy, temperature_of
 from jaxmlip.md.run import Block
 
 TOO_STEEP = 1e3  # eV/Å
+LOST = 1e3  # Å from the middle of the structure, along its open axes
 RESPONSES = dict.fromkeys(
     ("dipole", "current", "polarizability"),
     "a potential whose dipole is a sum over atoms or bonds; or do not record it",
@@ -37,6 +40,7 @@ def check_block(block: Block, plan) -> None:
     _check_sure(block, plan.unsure)
     _check_vitals(block, plan)
     _check_bonds(block, plan.bonds)
+    _check_lost(block, plan.lost)
     _check_records(block)
 
 
@@ -98,6 +102,28 @@ def _check_bonds(block, bonds):
         fix="a shorter time step, a relaxed start, a potential trained for such temperatures; "
         "--allow-unstable where bonds are meant to break",
     )
+
+
+def _check_lost(block, limit):
+    """How far every atom is from the median of its structure; periodic axes do not count."""
+    run = block.run
+    graph, real = np.asarray(run.system.graph), np.asarray(run.system.atom_mask)
+    pbc, cells = np.asarray(run.system.pbc), np.asarray(block.motion.cell)
+    positions = np.asarray(block.motion.positions)
+    for i in np.flatnonzero(~pbc.all(1)):
+        atoms = np.flatnonzero((graph == i) & real)
+        away = (positions[atoms] - np.median(positions[atoms], axis=0)) @ np.linalg.inv(cells[i])
+        distance = np.linalg.norm(np.where(pbc[i], 0, away) @ cells[i], axis=1)
+        if distance.max(initial=0) > limit:
+            worst, step = int(distance.argmax()), int(block.motion.step)
+            raise NumericalError(
+                f"atom {int(np.asarray(run.bodies.index)[atoms[worst]])} is lost: "
+                f"{distance[worst]:.0f} Å from the middle of its structure (limit {limit:g}) at "
+                f"step {step} ({step * run.integrator.dt / units.fs:.1f} fs)",
+                code="JM305",
+                fix="a shorter time step, a colder start, a periodic cell; --allow-unstable where "
+                "atoms are meant to leave",
+            )
 
 
 def _check_records(block, names=None):

@@ -18,6 +18,7 @@ from jaxmlip.images import Images, edges_of, narrowed
 from jaxmlip.system import Array, Edges
 
 GROWTH = 1.25  # of what overflows
+LITTLE = 1.05  # of what overflows by no more than twice as much: empty room costs time, too
 SHRINK = 0.05  # part by which heights of cells that move may fall before bins are made anew
 
 
@@ -97,18 +98,23 @@ def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, li
         plan = replace(new, width=max(new.width, plan.width), rows=table_rows(plan))
         return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
     if health.in_bin > plan.per_bin:
-        size = int(np.ceil(int(health.in_bin) * GROWTH))
+        size = int(np.ceil(_more(health.in_bin, plan.per_bin)))
         told.append(f"atoms of a bin: {plan.per_bin} -> {size}")
         plan = replace(plan, per_bin=size)
     if health.in_list > plan.width:
-        size = fours(int(health.in_list) * GROWTH)
+        size = fours(_more(health.in_list, plan.width))
         told.append(f"neighbours within {plan.cutoff:.2f} Å: {plan.width} -> {size}")
         plan = replace(plan, width=size)
     if width is not None and health.in_cutoff > width:
-        size = fours(int(health.in_cutoff) * GROWTH)
+        size = fours(_more(health.in_cutoff, width))
         told.append(f"neighbours within {neighbors.cutoff:.2f} Å: {width} -> {size}")
         width = size
     return (replace(neighbors, plan=plan, width=width) if told else neighbors), told
+
+
+def _more(needed, had):
+    """Room to make for what was needed where there was less."""
+    return int(needed) * (LITTLE if needed <= had * (2 * LITTLE - 1) else GROWTH)
 
 
 # --- on the device -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.errors import Interrupted, NumericalError
 from jaxmlip.md.files.sets import append, remove
-from jaxmlip.md.guards import TOO_STEEP, Bonds, check_block, vitals
+from jaxmlip.md.guards import LOST, TOO_STEEP, Bonds, check_block, vitals
 from jaxmlip.md.motion import Motion
 from jaxmlip.md.restart_points import restored, save_point
 from jaxmlip.md.run import Run, started, trajectory
@@ -44,6 +44,7 @@ class Plan:
     steepest: float = TOO_STEEP  # eV/Å, of one atom
     unsure: float = float("inf")  # eV/Å, `forces_uncertainty` of one atom, where the run keeps it
     bonds: Bonds | None = None  # of which a quarter may not break
+    lost: float = LOST  # Å, of one atom from the middle of its structure
 
 
 class Progress(NamedTuple):
@@ -82,8 +83,8 @@ def simulate(
 
     A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
     raises `Interrupted`. Raises `NumericalError` where energies, forces or anything recorded is
-    not finite, a structure is too hot or steep or torn apart, or the potential unsure of it: the
-    restart point then is the last good block.
+    not finite, a structure is too hot or steep or torn apart, an atom of it lost, or the potential
+    unsure of it: the restart point then is the last good block.
     """
     run, motion, sums = _begun(run, motion, plan, resume, warn)
     begun, pace = time.monotonic(), _Pace(plan)

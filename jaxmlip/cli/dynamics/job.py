@@ -65,7 +65,7 @@ def prepared(atoms, opened, o, output, settings, source):
     limits = {"hottest": o["beads"] * hot, "steepest": TOO_STEEP}
     limits["bonds"] = bonds.found(atoms, n, together=o["beads"] > 1)
     if o["allow_unstable"]:
-        limits = {"hottest": float("inf"), "steepest": float("inf")}
+        limits = dict.fromkeys(("hottest", "steepest", "lost"), float("inf"))
     if o["max_uncertainty"] is not None:
         _check_ensemble(opened)
         limits["unsure"] = o["max_uncertainty"]
