@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 MOST_BINS = 64  # along an axis
-SLOTS = 32  # in bins, for each atom (of a few thousand at least): one far away takes no more
+SLOTS = 32  # in bins, for each atom (of a few thousand at least): else fewer bins may cost less
 FEW = 2048
 
 
@@ -52,15 +52,23 @@ def _shares(inside):
 
 
 def _afforded(bins, shares):
-    """Fewer bins where all would have room for far more atoms than there are."""
-    while bins.prod() * _most_in_a_bin(bins, shares) > SLOTS * max(len(shares), FEW):
+    """Fewer bins, where all of them would have room for far more atoms than there are: those of
+    which the least pairs are looked at. Dense matter in a large box keeps its fine ones, an atom
+    far away from the others does not make bins that are empty but one.
+    """
+    most = _most_in_a_bin(bins, shares)
+    if bins.prod() * most <= SLOTS * max(len(shares), FEW):
+        return bins
+    tried = [(bins.prod() * most**2, bins)]
+    while bins.prod() > 1:
         bins = np.where(np.arange(3) == bins.argmax(), (bins + 1) // 2, bins)
-    return bins
+        tried.append((bins.prod() * _most_in_a_bin(bins, shares) ** 2, bins))
+    return min(tried, key=lambda t: t[0])[1]
 
 
 def _most_in_a_bin(bins, shares):
-    place = np.minimum((shares * bins).astype(int), bins - 1)
-    return np.bincount(np.ravel_multi_index(place.T, bins), minlength=1).max()
+    place = np.clip((shares * bins).astype(int), 0, bins - 1)
+    return int(np.bincount(np.ravel_multi_index(place.T, bins), minlength=1).max())
 
 
 def numbers_of_bins(plan):

@@ -31,7 +31,7 @@ from jaxmlip.md.files import (
 from jaxmlip.md.files.h5md import cut_h5md
 from jaxmlip.md.files.journal import journaled, settle
 from jaxmlip.md.files.scene import frames_of, series_of
-from jaxmlip.md.guards import Bonds, check_block
+from jaxmlip.md.guards import Bonds, check_block, from_middle
 from jaxmlip.md.integrators import csvr, langevin, nve
 from jaxmlip.md.motion import thermal_motion
 from jaxmlip.md.observables import frame, pair_counts, responses, with_msd
@@ -40,8 +40,8 @@ from jaxmlip.md.run import prepare, trajectory
 from jaxmlip.md.simulate import Plan, simulate
 from jaxmlip.models import LennardJones
 from jaxmlip.potential import Potential
-from jaxmlip.restart import read_state, save_state, saved_states
-from jaxmlip.system import concatenate
+from jaxmlip.restart import only_run, read_state, save_state, saved_states
+from jaxmlip.system import concatenate, pad
 
 ARGON = LennardJones(elements=(18,), cutoff=5.0, smoothness=3)
 MASS = 39.948
@@ -521,6 +521,22 @@ def test_a_run_stops_where_an_atom_is_lost(tmp_path):
     ):
         simulate(open_run, lost, plan)
     assert simulate(run, lost, plan).motion.step == 20  # periodic: its image is where it was
+
+
+def test_atoms_of_padding_are_not_lost():
+    batch = pad(concatenate([from_ase(Atoms("Ar2", [[0, 0, 0], [9, 0, 0]]), 5.0)]), n_graphs=3)
+    assert_allclose(from_middle(batch, batch.positions, batch.cell)[:2], 4.5)
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path):
+    run, motion, atoms = ready()
+    plan = planned(tmp_path, atoms, steps=20)
+    first = simulate(run, motion, plan)
+    with only_run(plan.restarts), pytest.raises(ResourceError, match="JM407 .*another run"):
+        simulate(run, motion, plan)
+    assert saved_states(plan.restarts)  # nothing of the first is touched
+    again = simulate(run, motion, plan, resume=True)
+    assert_array_equal(again.motion.positions, first.motion.positions)
 
 
 def test_a_run_stops_where_its_potential_is_unsure(tmp_path):

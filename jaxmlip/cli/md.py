@@ -172,6 +172,7 @@ def md(
     for text in start.warnings_of(atoms, o):
         output.warn(text)
     opened = session.bound(opened, atoms)
+    job.check(atoms, opened, o, source)
     settings, folder = _settings(o, atoms, opened), job.restart_folder(output, source)
     going.check_folder(folder, o, output)
     if minimize:

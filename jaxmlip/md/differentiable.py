@@ -45,7 +45,7 @@ def sensitivity(loss: Callable, run: Run, motion: Motion, *, steps: int, record:
     if len(run.observe) != 1:
         raise UsageError(f"{len(run.observe)} functions observe, not one", where="sensitivity")
     motion = started(run, motion)
-    for _ in range(REPEATS):
+    for again in range(REPEATS):
         value, slopes, end, health = _sensitivity(
             run.params,
             run.system,
@@ -61,7 +61,7 @@ def sensitivity(loss: Callable, run: Run, motion: Motion, *, steps: int, record:
             counts=(steps // record, record),
         )
         at = replace(run.system, positions=end.positions, cell=end.cell)
-        neighbors, told = widened(run.neighbors, at, health)
+        neighbors, told = widened(run.neighbors, at, health, again=again > 0)
         if not told:
             check_finite(run, end, health)
             return value, *slopes, end

@@ -16,7 +16,7 @@ from jaxmlip.md.motion import conserved_energy, temperature_of
 from jaxmlip.md.run import Block
 
 TOO_STEEP = 1e3  # eV/Å
-LOST = 1e3  # Å from the middle of the structure, along its open axes
+LOST = 1e3  # Å from the middle of the structure, along its open axes; or twice the farthest
 RESPONSES = dict.fromkeys(
     ("dipole", "current", "polarizability"),
     "a potential whose dipole is a sum over atoms or bonds; or do not record it",
@@ -105,25 +105,31 @@ def _check_bonds(block, bonds):
 
 
 def _check_lost(block, limit):
-    """How far every atom is from the median of its structure; periodic axes do not count."""
     run = block.run
-    graph, real = np.asarray(run.system.graph), np.asarray(run.system.atom_mask)
-    pbc, cells = np.asarray(run.system.pbc), np.asarray(block.motion.cell)
-    positions = np.asarray(block.motion.positions)
-    for i in np.flatnonzero(~pbc.all(1)):
+    distance = from_middle(run.system, block.motion.positions, block.motion.cell)
+    if distance.max(initial=0) > limit:
+        worst, step = int(distance.argmax()), int(block.motion.step)
+        raise NumericalError(
+            f"atom {int(np.asarray(run.bodies.index)[worst])} is lost: {distance[worst]:.0f} Å "
+            f"from the middle of its structure (limit {limit:.0f}) at step {step} "
+            f"({step * run.integrator.dt / units.fs:.1f} fs)",
+            code="JM305",
+            fix="a shorter time step, a colder start, a periodic cell; --allow-unstable where "
+            "atoms are meant to leave",
+        )
+
+
+def from_middle(system, positions, cells):
+    """[n_atoms] Å from the median of an atom's structure; periodic axes do not count."""
+    graph, real = np.asarray(system.graph), np.asarray(system.atom_mask)
+    pbc, cells = np.asarray(system.pbc), np.asarray(cells)
+    positions = np.asarray(positions)
+    distance = np.zeros(len(graph))
+    for i in np.unique(graph[real & ~pbc.all(1)[graph]]):
         atoms = np.flatnonzero((graph == i) & real)
         away = (positions[atoms] - np.median(positions[atoms], axis=0)) @ np.linalg.inv(cells[i])
-        distance = np.linalg.norm(np.where(pbc[i], 0, away) @ cells[i], axis=1)
-        if distance.max(initial=0) > limit:
-            worst, step = int(distance.argmax()), int(block.motion.step)
-            raise NumericalError(
-                f"atom {int(np.asarray(run.bodies.index)[atoms[worst]])} is lost: "
-                f"{distance[worst]:.0f} Å from the middle of its structure (limit {limit:g}) at "
-                f"step {step} ({step * run.integrator.dt / units.fs:.1f} fs)",
-                code="JM305",
-                fix="a shorter time step, a colder start, a periodic cell; --allow-unstable where "
-                "atoms are meant to leave",
-            )
+        distance[atoms] = np.linalg.norm(np.where(pbc[i], 0, away) @ cells[i], axis=1)
+    return distance
 
 
 def _check_records(block, names=None):

@@ -19,6 +19,7 @@ from jaxmlip.system import Array, Edges
 
 GROWTH = 1.25  # of what overflows
 LITTLE = 1.05  # of what overflows by no more than twice as much: empty room costs time, too
+CROWDED = 2  # times as many atoms in a bin as there was room for: the bins do not suit any more
 SHRINK = 0.05  # part by which heights of cells that move may fall before bins are made anew
 
 
@@ -85,36 +86,59 @@ def fours(size: float) -> int:
     return -(-max(int(np.ceil(size)), 1) // 4) * 4
 
 
-def widened(neighbors: Neighbors, system, health: Health) -> tuple[Neighbors, list[str]]:
-    """Sizes that hold what a block needed, and what was widened; the same ones if all did fit."""
+def widened(
+    neighbors: Neighbors, system, health: Health, *, again: bool = False
+) -> tuple[Neighbors, list[str]]:
+    """Sizes that hold what a block needed, and what was widened; the same ones if all did fit.
+
+    system: at the end of the block. again: the block has overflowed before.
+    """
     plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
-        anew = partial(plan_list, system, plan.cutoff, room=GROWTH, shrink=SHRINK)
-        new = anew(also=plan)
-        if (new.bins, new.reach) == (plan.bins, plan.reach):  # it shrank within the block alone
-            fewer = tuple(tuple(max(n - 1, 1) for n in bins) for bins in plan.bins)
-            new = anew(also=replace(plan, bins=fewer))
-        # the list that is kept must fit
-        plan = replace(new, width=max(new.width, plan.width), rows=table_rows(plan))
-        return replace(neighbors, plan=plan), ["cells shrank: bins made anew"]
+        return replace(neighbors, plan=_anew(plan, system)), ["cells shrank: bins made anew"]
+    if health.finite and health.in_bin > CROWDED * plan.per_bin:
+        new = plan_list(system, plan.cutoff, room=GROWTH, shrink=SHRINK)
+        if new.bins != plan.bins:  # an atom that goes away takes the bins of the others with it
+            plan = _holding(new, plan)
+            return replace(neighbors, plan=plan), ["atoms gather in few bins: bins made anew"]
+    more = partial(_more, again=again)
     if health.in_bin > plan.per_bin:
-        size = int(np.ceil(_more(health.in_bin, plan.per_bin)))
+        size = int(np.ceil(more(health.in_bin, plan.per_bin)))
         told.append(f"atoms of a bin: {plan.per_bin} -> {size}")
         plan = replace(plan, per_bin=size)
     if health.in_list > plan.width:
-        size = fours(_more(health.in_list, plan.width))
+        size = fours(more(health.in_list, plan.width))
         told.append(f"neighbours within {plan.cutoff:.2f} Å: {plan.width} -> {size}")
         plan = replace(plan, width=size)
     if width is not None and health.in_cutoff > width:
-        size = fours(_more(health.in_cutoff, width))
+        size = fours(more(health.in_cutoff, width))
         told.append(f"neighbours within {neighbors.cutoff:.2f} Å: {width} -> {size}")
         width = size
     return (replace(neighbors, plan=plan, width=width) if told else neighbors), told
 
 
-def _more(needed, had):
-    """Room to make for what was needed where there was less."""
-    return int(needed) * (LITTLE if needed <= had * (2 * LITTLE - 1) else GROWTH)
+def _anew(plan, system):
+    """Bins that cover the cells and extents of now, and those that the plan was made for."""
+    anew = partial(plan_list, system, plan.cutoff, room=GROWTH, shrink=SHRINK)
+    new = anew(also=plan)
+    if (new.bins, new.reach) == (plan.bins, plan.reach):  # it shrank within the block alone
+        fewer = tuple(tuple(max(n - 1, 1) for n in bins) for bins in plan.bins)
+        new = anew(also=replace(plan, bins=fewer))
+    return _holding(new, plan)
+
+
+def _holding(new, plan):
+    """A new plan with a place for the list that is kept."""
+    return replace(new, width=max(new.width, plan.width), rows=table_rows(plan))
+
+
+def _more(needed, had, *, again):
+    """Room to make for what was needed where there was less.
+
+    What fluctuates is a little more at first; what goes on rising is so again.
+    """
+    little = not again and needed <= had * (2 * LITTLE - 1)
+    return int(needed) * (LITTLE if little else GROWTH)
 
 
 # --- on the device -------------------------------------------------------------------------------

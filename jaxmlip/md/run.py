@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip import units
-from jaxmlip.errors import NumericalError, ResourceError, UsageError
+from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
 from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, resized, widened
 from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of, without_drift
 from jaxmlip.md.observables import standard
@@ -78,6 +78,7 @@ def prepare(
     intervals. keep: names of the prediction, such as dipole, to be in `motion.extra` (and so in
     the records) at no cost. room: space for more neighbours than there are now.
     """
+    _check_positions(system)
     bare = jax.tree.map(jnp.asarray, replace(system, edges=None))
     bodies = bodies_of(
         system,
@@ -106,6 +107,19 @@ def prepare(
         observe=observe if type(observe) is tuple else (observe or standard,),  # Measured is none
         keep=tuple(keep),
     )
+
+
+def _check_positions(system):
+    wrong = ~np.isfinite(np.asarray(system.positions)).all(1) & np.asarray(system.atom_mask)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise DataError(
+            f"atom {i} is at {np.asarray(system.positions)[i].tolist()}; {int(wrong.sum())} "
+            "atom(s) are nowhere",
+            where="prepare",
+            code="JM203",
+            fix="mend the coordinates",
+        )
 
 
 def trajectory(
@@ -233,7 +247,7 @@ def _advanced(run, motion, goal, *, every, size):
             sizes=tuple(size // n + 1 for n in every),
         )
         at = replace(run.system, positions=end.positions, cell=end.cell)
-        neighbors, told = widened(run.neighbors, at, health)
+        neighbors, told = widened(run.neighbors, at, health, again=bool(tried))
         if not told:
             check_finite(run, end, health)
             records = tuple(_recorded(*found) for found in jax.device_get(records))

@@ -23,7 +23,7 @@ from jaxmlip.md.guards import LOST, TOO_STEEP, Bonds, check_block, vitals
 from jaxmlip.md.motion import Motion
 from jaxmlip.md.restart_points import restored, save_point
 from jaxmlip.md.run import Run, started, trajectory
-from jaxmlip.restart import newest_state, stop_signals
+from jaxmlip.restart import newest_state, only_run, stop_signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,19 @@ def simulate(
 ) -> Outcome:
     """Runs to `plan.steps`, all told; with `resume` from the newest restart point, if there is one.
 
-    A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours` saves and
-    raises `Interrupted`. Raises `NumericalError` where energies, forces or anything recorded is
-    not finite, a structure is too hot or steep or torn apart, an atom of it lost, or the potential
-    unsure of it: the restart point then is the last good block.
+    The folder of the restart points is its own meanwhile: `ResourceError` where another process
+    works in it. A signal (INT, TERM, USR1), a file STOP beside the restart folder, or `plan.hours`
+    saves and raises `Interrupted`. Raises `NumericalError` where energies, forces or anything
+    recorded is not finite, a structure is too hot or steep or torn apart, an atom of it lost, or
+    the potential unsure of it: the restart point then is the last good block.
     """
-    run, motion, sums = _begun(run, motion, plan, resume, warn)
+    plan.restarts.mkdir(parents=True, exist_ok=True)
+    with only_run(plan.restarts, warn=lambda text: warn(UserWarning(text))):
+        run, motion, sums = _begun(run, motion, plan, resume, warn)
+        return _carried_on(run, motion, plan, sums, report)
+
+
+def _carried_on(run, motion, plan, sums, report):
     begun, pace = time.monotonic(), _Pace(plan)
     left = plan.steps - max(int(motion.step), 0)
     with stop_signals() as stop, _writer(plan) as write:
@@ -115,7 +122,6 @@ def _begun(run, motion, plan, resume, warn):
     """(run, motion, sums) of the newest restart point, or of the start."""
     motion = started(run, motion)
     sums = {}
-    plan.restarts.mkdir(parents=True, exist_ok=True)
     saved = newest_state(plan.restarts, warn=warn) if resume else None
     if saved is None:
         for path in plan.restarts.glob("state-*.safetensors"):

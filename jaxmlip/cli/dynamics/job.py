@@ -40,14 +40,12 @@ def prepared(atoms, opened, o, output, settings, source):
     """(run, motion, plan of the run)."""
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.md import prepare
-    from jaxmlip.md.guards import TOO_STEEP
+    from jaxmlip.md.guards import LOST, TOO_STEEP, from_middle
     from jaxmlip.md.simulate import Plan
 
     n, fixed = o["replicas"], selection.held(atoms, source)
     system = start.copies_of(from_ase(atoms, None, dtype=opened.dtype), n)
-    integrator = ensembles.integrator_of(o["ensemble"], o)
-    if o["stress"] and atoms.pbc.all():
-        integrator = integrator._replace(needs_stress=True)
+    integrator = _integrator(atoms, o)
     observe, every, summed, keep = _observed(atoms, system, opened, o)
     run = prepare(
         opened.potential,
@@ -62,12 +60,12 @@ def prepared(atoms, opened, o, output, settings, source):
     run = rings.resting(run, n) if ensembles.RECIPES[o["ensemble"]].settles else run
     run, motion = start.motion_of(run, atoms, o, n)
     hot = 3 * max(np.max(ladders.targets(o)), 300.0) + HOTTER
-    limits = {"hottest": o["beads"] * hot, "steepest": TOO_STEEP}
+    far = 2 * from_middle(system, system.positions, system.cell).max(initial=0)
+    limits = {"hottest": o["beads"] * hot, "steepest": TOO_STEEP, "lost": max(LOST, far)}
     limits["bonds"] = bonds.found(atoms, n, together=o["beads"] > 1)
     if o["allow_unstable"]:
         limits = dict.fromkeys(("hottest", "steepest", "lost"), float("inf"))
     if o["max_uncertainty"] is not None:
-        _check_ensemble(opened)
         limits["unsure"] = o["max_uncertainty"]
     return (
         run,
@@ -86,6 +84,30 @@ def prepared(atoms, opened, o, output, settings, source):
             **limits,
         ),
     )
+
+
+def check(atoms, opened, o, source) -> None:
+    """Raises for what `prepared` would refuse, before anything is computed."""
+    from jaxmlip.interfaces.ase import from_ase
+    from jaxmlip.md.motion import bodies_of
+
+    n, fixed = o["replicas"], selection.held(atoms, source)
+    system = start.copies_of(from_ase(atoms, None, dtype=opened.dtype), n)
+    held = None if fixed is None else np.tile(fixed, n)
+    bodies = bodies_of(system, np.tile(atoms.get_masses(), n), fixed=held)
+    _integrator(atoms, o).check(system, bodies)
+    _observed(atoms, system, opened, o)
+    if o["max_uncertainty"] is not None:
+        _check_ensemble(opened)
+
+
+def _integrator(atoms, o):
+    integrator = ensembles.integrator_of(o["ensemble"], o)
+    return integrator._replace(needs_stress=integrator.needs_stress or _has_stress(atoms, o))
+
+
+def _has_stress(atoms, o):
+    return o["stress"] and bool(atoms.pbc.all())
 
 
 def _observed(atoms, system, opened, o):

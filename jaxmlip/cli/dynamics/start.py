@@ -113,11 +113,6 @@ def motion_of(run, atoms, o: dict, n: int):
         motion = thermal_motion(run.system, run.bodies, key, temperature=wanted)
     if not o["remove_rot"]:
         return run, motion
-    if atoms.pbc.any() or atoms.constraints:
-        raise UsageError(
-            "--remove-rot is for free molecules; this one is periodic or held",
-            where="--remove-rot",
-        )
     return without_rotation(
         run, motion, keeps=o["ensemble"] != "nvt", temperature=None if kept else wanted
     )
@@ -193,7 +188,12 @@ def _spin(r, v, m):
 
 
 def check_structure(atoms, o: dict, where: str) -> None:
-    """Raises `DataError` for what cannot move."""
+    """Raises for what cannot move, or not turn."""
+    if o["remove_rot"] and (atoms.pbc.any() or atoms.constraints):
+        raise UsageError(
+            "--remove-rot is for free molecules; this one is periodic or held",
+            where="--remove-rot",
+        )
     if len(atoms) == 1 and not atoms.pbc.any():
         raise DataError("a single atom has nothing to move against", where=where, code="JM214")
 
