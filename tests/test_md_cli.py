@@ -99,6 +99,8 @@ REFUSED = {
         *(2, "without jumps"),
     ),
     "uncertainty of one model": ("--max-uncertainty 0.1", 2, "not an ensemble"),
+    "g(r) after relaxing": ("--rdf --minimize --fmax 1e-9", 2, "periodic"),
+    "uncertainty after relaxing": ("--max-uncertainty 1 --minimize", 2, "not an ensemble"),
 }
 
 
@@ -110,8 +112,9 @@ def test_times_may_have_a_unit(text, fs):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_are_refused_before_anything_is_written(springs, capsys, case):
+def test_mistakes_are_refused_before_anything_is_written(springs, capsys, case, monkeypatch):
     options, status, told = REFUSED[case]
+    monkeypatch.setattr(minimum, "minimized", lambda *_, **__: pytest.fail("it relaxes first"))
     assert main(["md", "water.xyz", "--model", springs, *shlex.split(options)]) == status
     assert told in capsys.readouterr().err
     assert files() == ["water.xyz"]

@@ -98,10 +98,10 @@ def test_a_molecule_that_does_not_turn_has_fewer_degrees_of_freedom():
     assert freedom(stretch, np.ones(3), line) == 4  # 3 n - 5
 
 
-def box(n_frames=4000, dt=2.0, seed=0):
+def box(n_frames=4000, dt=2.0, seed=0, step=0.05):
     """A liquid of three atoms that walk at random, with a stress that forgets in 20 fs."""
     rng = np.random.default_rng(seed)
-    r = np.cumsum(0.05 * rng.normal(size=(n_frames, 30, 3)), 0)
+    r = np.cumsum(step * rng.normal(size=(n_frames, 30, 3)), 0)
     s = np.zeros((n_frames, 3, 3))
     for i in range(1, n_frames):
         s[i] = 0.9 * s[i - 1] + 1e-3 * rng.normal(size=(3, 3))
@@ -139,6 +139,17 @@ def test_a_liquid_from_h5md():
     assert abs(value - exact) < 4 * error and error < 0.2 * exact
     assert found["viscosity_mPa_s"] > 3 * found["viscosity_mPa_s_error"] > 0
     assert found["diffusion_infinite_cell_cm2_per_s_Ar"] > value
+
+
+def test_frames_far_apart_of_our_own_files_are_not_folded_into_the_cell():
+    # steps of 6 Å from frame to frame in a cell of 12: whoever unwraps them finds less
+    pytest.importorskip("h5py", reason="H5MD needs h5py")
+    box(n_frames=400, step=6.0)
+    assert main(["spectra", "box.h5", "--kind", "diffusion", "--between", "2 40"]) == 0
+    found = result("box_spectra.json")
+    exact = 6.0**2 / 2 / 2.0 * 0.1 * (1 - 1 / 30)
+    value, error = found["diffusion_cm2_per_s_Ar"], found["diffusion_cm2_per_s_Ar_error"]
+    assert abs(value - exact) < 4 * error and error < 0.1 * exact
 
 
 def refused(capsys, *arguments, code, says):

@@ -122,16 +122,16 @@ def nose_hoover(*, dt: float, temperature, tau: float = 100.0, length: int = 3) 
     """A Nosé-Hoover chain: deterministic, reversible, canonical for systems that are ergodic
     (Martyna, Klein and Tuckerman, 1992, 10.1063/1.463940; Martyna et al., 1996).
 
-    dt, tau (period of the bath): fs. temperature: K, one number or one a structure. length:
-    thermostats of the chain.
+    dt, tau (time of the bath, whose inertia is f kT tau²): fs. temperature: K, one number or one a
+    structure. length: thermostats of the chain.
     """
-    verlet, tau = nve(dt=dt), tau * units.fs
+    verlet = nve(dt=dt)
     if length < 2:
         raise UsageError(f"a chain of length {length}; it needs at least 2", where="nose_hoover")
     if callable(temperature):
         raise UsageError("its inertia needs one temperature for all times", where="nose_hoover")
-    check_bath("nose_hoover", temperature, least=TINY, tau=(tau * units.fs, TINY))
-    dt = verlet.dt
+    check_bath("nose_hoover", temperature, least=TINY, tau=(tau, TINY))
+    dt, tau = verlet.dt, tau * units.fs
     kT = energy_of(temperature, dt)
 
     def inertia(motion, bodies):

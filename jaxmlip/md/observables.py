@@ -8,7 +8,7 @@ import numpy as np
 from jaxmlip import units
 from jaxmlip.derivatives.heat_flux import heat_flux
 from jaxmlip.derivatives.response import current, polarizability
-from jaxmlip.md.motion import conserved_energy, kinetic_energy, temperature_of
+from jaxmlip.md.motion import conserved_energy, kinetic_energy, temperature_of, without_drift
 from jaxmlip.md.recording import Measured
 from jaxmlip.system import edge_vectors, sum_atoms, to_edges
 
@@ -100,11 +100,13 @@ def frame(motion, bodies, system, integrator) -> dict:
 
 def responses(apply, *, alpha: bool = True) -> Measured:
     """The current d(dipole)/dt (e Å/fs), which knows no branches, and the polarisability
-    (e² Å²/eV) where `alpha`: for infrared and Raman spectra, one a structure.
+    (e² Å²/eV) where `alpha`: for infrared and Raman spectra, one a structure. A net charge does
+    not flow with the centre of mass, where no atom is held.
     """
 
     def of(params, motion, bodies, system, integrator):
-        flow = current(apply)(params, system, motion.velocities) * units.fs
+        inner = without_drift(motion, bodies, system).velocities
+        flow = current(apply)(params, system, inner) * units.fs
         out = {"step": motion.step, "current": flow}
         return out | ({"polarizability": polarizability(apply)(params, system)} if alpha else {})
 

@@ -29,7 +29,7 @@ def diffusion(source: Source, how: How, output) -> list[Coefficients]:
     r, dt = source.take("positions", "a trajectory with positions")
     if source.periodic:
         cells, _ = source.take("cells", "a cell")
-        r = spectra.unwrapped(r, cells, source.data.pbc)
+        r = r if source.data.ours else spectra.unwrapped(r, cells, source.data.pbc)
         if np.all(source.data.pbc) and np.ptp(cells, axis=0).any():
             r = spectra.in_mean_cell(r, cells)
     masses, symbols = source.data.masses, np.array(source.symbols)

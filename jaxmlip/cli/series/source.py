@@ -9,7 +9,7 @@ from ase.data import chemical_symbols
 
 from jaxmlip import units
 from jaxmlip.cli import session
-from jaxmlip.cli.output import task
+from jaxmlip.cli.output import note, task
 from jaxmlip.cli.series import dynamics
 from jaxmlip.cli.series.time_series import TimeSeries, interval, read_time_series
 from jaxmlip.errors import DataError, ModelError
@@ -187,7 +187,7 @@ def evaluated(source: Source, what: str) -> tuple[np.ndarray, float]:
         atoms.cell = cells[0]
     model = session.bound(source.model, atoms)
     system = from_ase(atoms, None, dtype=model.dtype)
-    moving = source.take("velocities", "velocities")[0] if what == "current" else None
+    moving = _inner(source) if what == "current" else None
     function = getattr(response, what)(model.potential.apply)
     with task(f"{what} of {len(r)} frames"):
         values = along(
@@ -212,12 +212,24 @@ def evaluated(source: Source, what: str) -> tuple[np.ndarray, float]:
     return values, dt
 
 
+def _inner(source):
+    """Velocities about the centre of mass: a net charge that it carries is no spectrum."""
+    v, masses = source.take("velocities", "velocities")[0], source.data.masses
+    if (np.abs(v).max((0, 2)) == 0).any():  # held atoms: all motion counts
+        return v
+    return v - np.einsum("i,tia->ta", masses / masses.sum(), v)[:, None]
+
+
 def about_centre(source, dipoles):
     """Dipoles of a charged structure about its centre of mass."""
     if not source.data.charge or not source.has("positions"):
         return dipoles
     r, _ = source.take("positions", "")
     if len(r) != len(dipoles):
+        note(
+            f"{source.name}: dipoles of a charged structure, and positions at other times: what "
+            "its centre of mass carries along is in the spectrum at low frequencies"
+        )
         return dipoles
     masses = source.data.masses
     return dipoles - source.data.charge * np.einsum("i,tia->ta", masses / masses.sum(), r)

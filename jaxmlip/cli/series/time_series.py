@@ -43,6 +43,7 @@ class TimeSeries:
     pbc: np.ndarray  # [3]
     info: dict = field(default_factory=dict)  # charge, spin, field (V/Å), where they were told
     role: dict = field(default_factory=dict)  # what frames are: of a ring, a bead, a ladder
+    ours: bool = False  # written by jaxmlip: positions go on across boundaries
     series: dict = field(default_factory=dict)
     # positions Å, cells Å, velocities (internal), dipoles e Å, currents (internal),
     # polarizabilities e² Å²/eV, stresses eV/Å³ with their kinetic part, temperatures K,
@@ -127,6 +128,7 @@ def _from_h5md(path) -> TimeSeries:
         pbc=pbc,
         info=read.info,
         role=read.role or dynamics.implied(read.observables),
+        ours=read.creator == "jaxmlip",
         series=found,
     )
 
@@ -176,6 +178,7 @@ def _from_frames(frames, where) -> TimeSeries:
         pbc=first.pbc,
         info={k: first.info[k] for k in ("charge", "spin", "field") if k in first.info},
         role={k: first.info[k] for k in ROLE if k in first.info},
+        ours={"step", "time_fs"} <= set(first.info),
         series={name: Series(times=times, values=values) for name, values in found.items()},
     )
 

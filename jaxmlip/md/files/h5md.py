@@ -206,6 +206,7 @@ def _read(file, atoms):
         },
         info=_told(file, INFO),
         role={k: _text(v) if k == "ensemble" else int(v) for k, v in _told(file, ROLE).items()},
+        creator=_text(file["h5md/creator"].attrs.get("name", "")) if "h5md/creator" in file else "",
     )
 
 

@@ -76,6 +76,7 @@ class Trajectory:
     observables: dict[str, Series]
     info: dict  # charge (e), spin (multiplicity), field (V/Å) where they were told
     role: dict = field(default_factory=dict)  # names of `ROLE`, where they were told
+    creator: str = ""  # the program that wrote the file
 
 
 def frames_of(scene: Scene, records: dict) -> dict:
