@@ -10,7 +10,7 @@ from jaxmlip.cli.output import stem
 from jaxmlip.cli.session import predicts
 from jaxmlip.errors import UsageError
 
-SIZE = 50_000  # atoms x steps of a block, about
+SIZE = 25_000  # atoms x steps of a block, about: signals are heard between blocks
 INFO = ("charge", "spin", "field")  # of a structure, true at all times
 ARRAYS = ("numbers", "positions", "masses", "tags")  # labels of FILE, such as forces, are not
 HOTTER = 1e4  # K above three times what was asked for: the run has blown up
