@@ -175,8 +175,10 @@ def test_a_cell_that_collapses_gets_new_bins_and_loses_no_pair(free):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bath", [csvr, nose_hoover, langevin])
-def test_volumes_of_argon_at_two_pressures_have_the_slope_of_the_ensemble(bath):
+@pytest.mark.parametrize(
+    "bath, free", [(csvr, {}), (nose_hoover, {}), (langevin, {}), (csvr, {"free": None})]
+)
+def test_volumes_of_argon_at_two_pressures_have_the_slope_of_the_ensemble(bath, free):
     # ln p2(V)/p1(V) = -(P2 - P1) V/kT + constant (Shirts, 2013, 10.1021/ct300688p): for samples of
     # both pressures the most probable slope is that, within 3 standard errors; mean pressure too
     options = {"friction": 0.02} if bath is langevin else {"tau": 100.0}
@@ -188,6 +190,7 @@ def test_volumes_of_argon_at_two_pressures_have_the_slope_of_the_ensemble(bath):
             pressure=float(pressure),
             tau=200.0,
             compressibility=50.0,
+            **free,
         )
         run, motion = ready(argon(), npt)
         blocks = list(trajectory(run, motion, steps=60_000, block=10_000, record=50))
