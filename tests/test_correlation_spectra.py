@@ -508,7 +508,10 @@ def test_bands_of_water_at_300_K_lie_where_its_anharmonicity_puts_them():
     expected = w + (x + np.diag(np.diag(x))) @ actions
 
     batch = concatenate([single] * 8)
-    observe = lambda motion, *_: {"dipole": motion.extra["dipole"]}
+    observe = lambda motion, *_: {
+        "dipole": motion.extra["dipole"],
+        "places": motion.positions.reshape(8, 3, 3),
+    }
     options = {"masses": np.tile(MASSES, 8), "observe": observe, "keep": ("dipole",)}
     warm = prepare(
         potential, params, batch, langevin(dt=0.5, temperature=300.0, friction=0.02), **options
@@ -517,7 +520,8 @@ def test_bands_of_water_at_300_K_lie_where_its_anharmonicity_puts_them():
     motion = next(trajectory(warm, motion, steps=1600, block=1600, record=4)).motion
     alone = prepare(potential, params, batch, nve(dt=0.5), **options)
     motion = replace(motion, bath=(), list=(), step=np.int32(-1))
-    dipoles = next(trajectory(alone, motion, steps=6000, block=6000, record=4)).records["dipole"]
+    records = next(trajectory(alone, motion, steps=6000, block=6000, record=4)).records
+    dipoles = records["dipole"]
     thermal = {"dt": 2.0, "width": 40.0, "temperature": 300.0}
     found = [spectra.infrared_from_dipole(d, **thermal) for d in dipoles.swapaxes(0, 1)]
     found = spectra.without_verlet_shift(spectra.averaged(*found), 0.5)
@@ -525,3 +529,17 @@ def test_bands_of_water_at_300_K_lie_where_its_anharmonicity_puts_them():
         inside = (found.wavenumbers_cm1 > low) & (found.wavenumbers_cm1 < high)
         centre = np.average(found.wavenumbers_cm1[inside], weights=found.values[inside])
         assert abs(centre - np.average(expected[chosen], weights=strength[chosen])) < 30
+    # the two stretches by themselves: the sum and the difference of the bonds
+    bonds = np.linalg.norm(records["places"][:, :, 1:] - records["places"][:, :, :1], axis=-1)
+    along = place[1:] - place[:1]
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    moved = modes.displacements[:, 1:] - modes.displacements[:, :1]
+    changes = np.einsum("kia,ia->ki", moved, along)  # of the bonds, by mode
+    for sign in (1, -1):
+        which = int(np.abs(changes[:, 0] + sign * changes[:, 1])[1:].argmax()) + 1
+        stretch = np.diff((bonds[..., 0] + sign * bonds[..., 1]), axis=0)  # its velocity
+        one = spectra.spectral_density(stretch, dt=2.0, width=40.0)
+        one = spectra.without_verlet_shift(one, 0.5)
+        inside = (one.wavenumbers_cm1 > 3000) & (one.wavenumbers_cm1 < 4500)
+        centre = np.average(one.wavenumbers_cm1[inside], weights=one.values[inside])
+        assert abs(centre - expected[which]) < 30
