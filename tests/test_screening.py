@@ -14,19 +14,23 @@ from functools import partial
 from pathlib import Path
 
 import ase.build
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import typer
 from ase.io import read, write
 from numpy.testing import assert_allclose
+from salts import CUTOFF, rocksalt, save_salt
 from screening_items import deadly, logged, square
 
-from jaxmlip import units
+from jaxmlip import models, units
 from jaxmlip.cli.crystal import screen
 from jaxmlip.derivatives.bloch import matrix as bloch
 from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.derivatives.second import hessian as second
 from jaxmlip.derivatives.second import lanczos
+from jaxmlip.electrostatics import ewald
 from jaxmlip.errors import (
     DataError,
     Interrupted,
@@ -37,6 +41,7 @@ from jaxmlip.errors import (
 )
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import LennardJones, checkpoint
+from jaxmlip.potential import Potential, bind, planned_later
 from jaxmlip.system import ladder, pad
 from jaxmlip.vibrations.crystals import heat_capacity as cv
 from jaxmlip.vibrations.modes import frequencies_cm1
@@ -501,6 +506,74 @@ def test_every_route_keeps_to_the_memory_of_one_worker(folder, monkeypatch, how)
         files, model = [folder / "small.cif"], str(folder / "lj.safetensors")
         work.heat_capacity(work.items(files, model, settings, memory=memory, workers=2)["small"])
     assert chunks[0] == 1 < chunks[-2] == chunks[-1]
+
+
+def ions(cells):
+    """Charges in an argon-like well, to be planned; tells `cells` of the volumes planned for."""
+    well = models.LennardJones(elements=(11, 17), epsilon=0.05, sigma=2.4, cutoff=CUTOFF)
+
+    def plan(system):
+        cells.append(float(np.abs(np.linalg.det(system.cell[0]))))
+        solver = ewald(system, CUTOFF, 1e-4)
+
+        def apply(params, s):
+            charges, out = jnp.where(s.numbers == 11, 0.5, -0.5) * s.atom_mask, well.apply({}, s)
+            return out | {"energy": out["energy"] + solver(s, charges)}
+
+        return Potential(well.init, apply, CUTOFF)
+
+    return planned_later(plan, well.init, CUTOFF)
+
+
+def test_long_range_sums_are_planned_for_the_cell_of_each_structure(folder, tmp_path, monkeypatch):
+    """Energy and curvature of the second are not those of the plan of the first."""
+    cells, curved, model = [], [], str(folder / "lj.safetensors")
+    card = checkpoint.read(model)[0] | {"elements": [11, 17], "sha256": ""}
+    potential = ions(cells)
+
+    def seen(apply, memory):
+        curved.append(apply)
+        return lambda params, system, masses: spectrum(100.0)
+
+    monkeypatch.setattr(checkpoint, "load", lambda *a, **k: (potential, {}, card))
+    monkeypatch.setattr(cv, "gamma_spectrum", seen)
+    structures = {"near": rocksalt(5.64), "far": rocksalt(6.3)}
+    for name, atoms in structures.items():
+        write(tmp_path / f"{name}.cif", atoms)
+        item = work.items([tmp_path / f"{name}.cif"], model, work.Settings(relax=False))[name]
+        found = work.heat_capacity(item | {"elements": [11, 17]})
+        system = from_ase(read(tmp_path / f"{name}.cif"), CUTOFF)
+        both = [bind(potential, system).apply, curved[-1]]
+        energies = jax.jit(lambda s, both=both: [f({}, s)["energy"][0] for f in both])(system)
+        assert_allclose(found["energy_eV"], energies, rtol=1e-9)
+    volumes = [a.get_volume() for a in structures.values()]
+    assert_allclose(cells, np.repeat(volumes, 2), rtol=1e-6)  # that of the file, and ours
+
+
+@pytest.mark.slow
+def test_a_relaxed_cell_has_its_long_range_sums_planned_anew():
+    cells, atoms = [], rocksalt(5.9)
+    settings = work.Settings(cell=True, fmax=1e-4, stress=1e-5)
+    potential = ions(cells)
+    bound, system, *_ = work.relaxed(potential, {}, atoms, settings)
+    volume = float(np.abs(np.linalg.det(system.cell[0])))
+    assert_allclose(cells, [atoms.get_volume(), volume], rtol=1e-12)
+    assert volume < 0.9 * cells[0]
+    anew = bind(potential, system).apply({}, system)["energy"][0]
+    assert_allclose(bound.apply({}, system)["energy"][0], anew, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_model_file_with_electrostatics_is_screened(tmp_path):
+    model, file = save_salt(tmp_path / "salt.safetensors"), tmp_path / "salt.cif"
+    write(file, rocksalt())
+    found = work.heat_capacity(work.items([file], model, work.Settings(relax=False))["salt"])
+    system = from_ase(read(file), CUTOFF)
+    potential, params, _ = checkpoint.load(model)
+    bound = bind(potential, system)
+    assert_allclose(found["energy_eV"], bound.apply(params, system)["energy"][0], rtol=1e-6)
+    modes = cv.gamma_spectrum(bound.apply)(params, system, read(file).get_masses())
+    assert_allclose(found["frequencies_cm1"], modes.frequencies_cm1, rtol=1e-4, atol=0.01)
 
 
 def test_what_is_no_crystal_is_refused(folder, tmp_path):
