@@ -78,6 +78,16 @@ def _reaches_far(card: dict) -> bool:
     return bool(card.get("electrostatics")) or hasattr(build(card), "plan")
 
 
+def tolerance_of_sums(card: dict) -> float:
+    """Relative, of the long-range sums of a model; 0 if it has none."""
+    from jaxmlip.models.checkpoint import build
+
+    sums = [card[k] for k in ("electrostatics", "dispersion") if card.get(k)]
+    model = build(card)
+    own = [model.tolerance] if hasattr(model, "plan") else []
+    return max([*(s.get("tolerance", 1e-4) for s in sums), *own], default=0.0)  # 1e-4: of meshes
+
+
 def has_jump(D, dipoles) -> bool:
     """Whether D(q) next to Gamma is off from D(0) by most of what the dipoles would add there.
 

@@ -71,7 +71,8 @@ def from_model(
     done |= state(system, model, output)
     session.announce("phonons", model, len(atoms))
     polar, extra = _polar(born, atoms)
-    D = model_matrices(model.potential.apply, model.params, system, group=symmetry(atoms))
+    by = {"group": symmetry(atoms), "tolerance": own_field.tolerance_of_sums(model.card)}
+    D = model_matrices(model.potential.apply, model.params, system, **by)
     if born is None and nac:
         polar, extra, told = _own_polar(system, model, atoms, D)
         done |= told
