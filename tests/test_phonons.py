@@ -458,6 +458,21 @@ def test_a_matrix_that_cannot_be_one_is_refused():
         crystal(Atoms("Ar", cell=[5, 5, 5], pbc=[True, True, False]))
 
 
+def test_atoms_with_four_decimals_have_path_and_mesh_of_the_crystal_they_are_meant_for():
+    """Of atoms that nobody moves: 1e-4 Å away, frequencies are 1e-4 THz away at most."""
+    ideal = hcp()
+    rounded, options = ideal.copy(), {"mesh": (4, 4, 2), "temperatures": [50.0]}
+    rounded.positions += [[0, 0, 0], [2e-4, -1e-4, 0]]
+    assert crystal(rounded).group.number != crystal(ideal).group.number == 194
+    found = phonons(pair_sum(rounded), rounded, symprec=1e-3, **options)
+    whole = phonons(pair_sum(ideal), ideal, **options)
+    assert found.crystal.group.number == 194
+    assert found.bands.path.labels == whole.bands.path.labels
+    assert_allclose(found.mesh.q, whole.mesh.q, atol=1e-12)
+    assert_allclose(found.bands.frequencies_THz, whole.bands.frequencies_THz, atol=0.02)
+    assert_allclose(found.frequencies_THz, whole.frequencies_THz, atol=0.02)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

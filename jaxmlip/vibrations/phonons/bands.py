@@ -23,6 +23,7 @@ from jaxmlip.interfaces.phonons.phonopy import (
     thermal_properties,
     total_dos,
 )
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 from jaxmlip.vibrations.phonons.certified import (
     Certified,
     certified_mesh,
@@ -111,6 +112,7 @@ def phonons(
     dos_points: int = 401,
     masses=None,
     symmetric: bool = True,
+    symprec: float = 1e-5,
     report: Callable | None = None,
 ) -> Phonons:
     """Bands, density of states and thermal properties of `ase.Atoms` with dynamical matrices D.
@@ -127,12 +129,14 @@ def phonons(
     on_imaginary: (frequencies, q) -> None, called with those of the bands and of the mesh; the
     default raises JM306. Imaginary modes are left out of thermal properties, and the share is told.
     masses: amu, default those of the atoms; the mesh is reduced by what leaves them, too, as they
-    are. symmetric=False: by time reversal only. Raises JM307 where the budget ends first.
+    are. symmetric=False: by time reversal only. symprec: Å, to which atoms have the space group
+    that decides path, mesh and interpolation. Raises JM307 where the budget ends first.
     """
     temperatures = checked_temperatures(temperatures)
-    lattice = crystal(atoms, masses=masses)
-    path = standard_path(atoms) if path is None else path
-    points = q_mesh(atoms, mesh, symmetric=symmetric, masses=lattice.masses)
+    lattice = crystal(atoms, group=symmetry(atoms, tolerance=symprec), masses=masses)
+    path = standard_path(atoms, symprec=symprec) if path is None else path
+    how = {"symmetric": symmetric, "masses": lattice.masses, "tolerance": symprec}
+    points = q_mesh(atoms, mesh, **how)
     exact, table = remembered(D)
     zero = np.zeros((1, 3))
     gamma = exact(zero)[0] + (0 if nonanalytic is None else nonanalytic(zero)[0])
@@ -266,9 +270,9 @@ def _along(nonanalytic, path):
 # --- paths ---------------------------------------------------------------------------------------
 
 
-def standard_path(atoms, *, spacing: float = 0.05) -> Path:
+def standard_path(atoms, *, spacing: float = 0.05, symprec: float = 1e-5) -> Path:
     """The path of Hinuma et al. (seekpath) for this cell; spacing of points in 1/Å, with 2 pi."""
-    found = band_path(atoms, spacing)
+    found = band_path(atoms, spacing, tolerance=symprec)
     names = dict(found.labels)
     index = np.concatenate([np.arange(first, last) for first, last in found.segments])
     ends = np.cumsum([0] + [last - first for first, last in found.segments])
