@@ -14,7 +14,12 @@ from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, read_json
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.phonons.phonopy import q_mesh, thermal_displacements, thermal_properties
+from jaxmlip.interfaces.phonons.phonopy import (
+    q_mesh,
+    share_not_displaced,
+    thermal_displacements,
+    thermal_properties,
+)
 from jaxmlip.vibrations.phonons.bands import bands_along, phonons, points_path, standard_path
 from jaxmlip.vibrations.phonons.dispersion import crystal, frequencies_THz, modes
 from jaxmlip.vibrations.phonons.grids import q_grid
@@ -166,6 +171,16 @@ def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
         counted, model = Counted(short), SimpleNamespace(card=card)
         assert not in_matrices(None, model, atoms, D=counted, **response)
         assert (counted.n > 0) == asked
+
+
+def test_modes_too_slow_to_have_a_displacement_are_counted():
+    mesh = q_mesh(fcc(), (2, 2, 2))
+    frequencies = np.ones((len(mesh.q), 3))
+    frequencies[mesh.gamma] = 0  # translations: known, not left out
+    assert share_not_displaced(mesh, frequencies) == 0
+    soft = int(np.flatnonzero(np.arange(len(mesh.q)) != mesh.gamma)[0])
+    frequencies[soft, 0] = -2.0
+    assert_allclose(share_not_displaced(mesh, frequencies), mesh.weights[soft] / (3 * 8))
 
 
 @pytest.mark.parametrize("temperatures", [[300.0, -5.0], [np.nan], []])

@@ -569,7 +569,7 @@ def test_an_unstable_crystal_has_its_exit_status_and_its_files(folder, capsys): 
         (["--model", "MODEL", "--qpoints", "0 0"], 2, "three numbers"),
         (["--model", "MODEL", "--temperatures", "300", "100", "10"], 2, "no temperatures"),
         (["--model", "MODEL", "--mesh", "0", "2", "2"], 2, "--mesh is 0 2 2"),
-        (["--model", "MODEL", "--budget", "3"], 2, "budget of 3"),
+        (["--model", "MODEL", "--budget", "3"], 2, "or equal to 24"),
         (["--force-constants", "nowhere.yaml"], 2, "there is no file"),
         (["--model", "MODEL", "--born", "nowhere"], 2, "there is no file"),
     ],

@@ -229,6 +229,13 @@ def test_results_that_are_not_plain_json_are_failures_not_files(tmp_path):
         assert not out.results and not list(tmp_path.iterdir()), value
 
 
+def test_a_result_that_is_no_number_is_named_and_not_tried_again(tmp_path):
+    for value in (float("nan"), [1.0, [float("inf")]]):
+        run = partial(map_resumable, lambda item, v=value: {"here": 1.0, "there": v})
+        failure = run({"a": 1}, executor=threads, folder=tmp_path).failures["a"]
+        assert failure.attempts == 1 and "'there': a number is not finite" in failure.reason
+
+
 @pytest.mark.parametrize("killer", [1, 2])
 def test_an_item_that_kills_its_worker_fails_alone(tmp_path, killer):
     """Others that were in flight are run again, without an attempt on their account."""

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmlip.errors import Interrupted, JaxmlipError, ResourceError, UsageError
+from jaxmlip.errors import Interrupted, JaxmlipError, NumericalError, ResourceError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +186,31 @@ def attempt(function, item, number: int = 0) -> dict:
         result = function(item)
         if not isinstance(result, dict):
             raise TypeError(f"the result is of type {type(result).__name__}, not a dict")
-        result = json.loads(json.dumps(result, allow_nan=False))  # as it will be read again
+        result = json.loads(_plain(result))  # as it will be read again
     except JaxmlipError as error:
         again = isinstance(error, ResourceError)
         return _failed(str(error), again=again, text=traceback.format_exc())
     except Exception as error:
         return _failed(f"{type(error).__name__}: {error}", again=True, text=traceback.format_exc())
     return {"result": result, "seconds": time.perf_counter() - begun}
+
+
+def _plain(result: dict) -> str:
+    try:
+        return json.dumps(result, allow_nan=False)
+    except ValueError as error:
+        told = ", ".join(repr(k) for k, v in result.items() if not _finite(v))
+        if not told:
+            raise
+        raise NumericalError(f"{told}: a number is not finite", code="JM303") from error
+
+
+def _finite(value) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _failed(reason: str, *, again: bool, text: str = "") -> dict:

@@ -93,7 +93,7 @@ def phonons(
         float, typer.Option(help="Measured error of interpolated frequencies, THz.")
     ] = 0.02,
     budget: Annotated[
-        int, typer.Option(min=1, help="Most exact dynamical matrices for mesh and for bands.")
+        int, typer.Option(min=24, help="Most exact dynamical matrices for mesh and for bands.")
     ] = 400,
     asr: Annotated[
         AcousticRule,
