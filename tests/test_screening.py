@@ -47,6 +47,7 @@ from jaxmlip.vibrations.crystals import heat_capacity as cv
 from jaxmlip.vibrations.modes import frequencies_cm1
 from jaxmlip.workflows import heat_capacity as work
 from jaxmlip.workflows import map_resumable, processes
+from jaxmlip.workflows.resumable import Outcome
 
 EPSILON, SIGMA = 0.0104, 3.405  # argon: eV, Å
 HERE = str(Path(__file__).parent)
@@ -89,12 +90,17 @@ def test_finished_items_are_not_computed_again(tmp_path):
     assert second.results == {"n1": {"square": 1}, "n2": {"square": 4}, "n3": {"square": 9}}
 
 
-def test_what_the_key_says_has_changed_is_computed_again(tmp_path):
+def test_what_the_key_says_has_changed_is_computed_again_where_that_is_asked_for(tmp_path):
     log, folder = str(tmp_path / "log"), tmp_path / "records"
     run = partial(map_resumable, logged, executor=threads, folder=folder)
     with_key = lambda setting: partial(run, key=lambda item: [item["x"], setting])
-    for setting in ("a", "a", "b"):
+    for setting in ("a", "a"):
         with_key(setting)(items_of([1], log=log))
+    before = (folder / "n1.json").read_text()
+    with pytest.raises(UsageError, match="JM104 .*n1.*another structure, model or settings"):
+        with_key("b")(items_of([1, 2], log=log))
+    assert attempts(log) == [1] and (folder / "n1.json").read_text() == before
+    with_key("b")(items_of([1], log=log), overwrite=True)
     assert attempts(log) == [1, 1]
     (folder / "n1.json").write_text("{ damaged")
     assert with_key("b")(items_of([1], log=log)).results["n1"] == {"square": 1}
@@ -146,6 +152,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path, ctrl_c
     release.set()
     assert error.value.exit_code == 75
     assert [p.name for p in tmp_path.iterdir()] == ["n1.json"]
+    assert error.value.outcome.results == {"n1": {"square": 1}}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -476,8 +483,60 @@ def test_the_key_of_a_structure_is_its_content_the_model_and_the_settings(folder
     assert key(moved, settings, memory=1e9, workers=3) == same
     moved.write_text(moved.read_text() + "\n# seen\n")
     assert key(moved, settings) != same
-    for other in ({"fmax": 1e-2}, {"temperatures": (310.0,)}, {"relax": False}, {"probes": 2}):
+    for other in ({"fmax": 1e-2}, {"relax": False}, {"probes": 2}):
         assert key(folder / "small.cif", replace(settings, **other)) != same, other
+    for other in ({"temperatures": (310.0,)}, {"imaginary": "as-real"}):
+        assert key(folder / "small.cif", replace(settings, **other)) == same, other
+
+
+SOFT = {"frequencies_cm1": [-20.0, 40.0, 60.0], "mode_weights": [1.0, 8.0, 12.0]}
+
+
+def record(settings):
+    """A result of 8 argon atoms, of random probes, and its spectrum."""
+    lines, weights = map(np.array, SOFT.values())
+    known = cv.Spectrum(frequencies_cm1=lines, weights=weights, n_probes=settings.probes)
+    sums = work._thermodynamics(known, np.full(8, 39.948), settings)
+    return {"formula": "Ar8", "n_atoms": 8, **SOFT, **sums}, known
+
+
+def test_other_temperatures_and_policies_are_summed_from_the_modes_that_are_kept(
+    folder, tmp_path, monkeypatch
+):
+    """As if computed anew, error bars too; nothing is."""
+    made, known = record(work.Settings(probes=2))
+    monkeypatch.setattr(work, "heat_capacity", lambda item: made)
+    monkeypatch.setattr("jaxmlip.workflows.processes", lambda *a, **k: threads)
+    model, out = ("--model", folder / "lj.safetensors"), ("--out", tmp_path / "out")
+    run = partial(command, folder / "small.cif", *model, *out, "--probes", 2)
+    run()
+    run("--temperature", 20, "--temperature", 50, "--imaginary", "as-real")
+    found = json.loads((tmp_path / "out" / "screen.json").read_text())
+    assert found["n_reused"] == 1
+    temperatures = [20.0, 50.0]
+    sums = cv.crystal_thermodynamics(known, [39.948] * 8, temperatures, imaginary=cv.as_real)
+    row, columns = found["results"][0], {"cv": "heat_capacity", "cv_error": "heat_capacity_error"}
+    for column, name in columns.items():
+        there = [row[f"{column}_J_per_K_g_{t:g}K"] for t in temperatures]
+        assert_allclose(there, sums.gravimetric(getattr(sums, name)), rtol=1e-12)
+    with pytest.raises(JaxmlipError, match="1 modes are imaginary"):
+        run("--imaginary", "refused")
+    with pytest.raises(UsageError, match="JM104"):
+        run("--no-relax")
+
+
+def test_an_interrupted_screening_has_a_table_of_what_is_there(folder, tmp_path, monkeypatch):
+    made, _ = record(work.Settings())
+
+    def stopped(*args, **options):
+        stop = Interrupted("interrupted")
+        stop.outcome = Outcome(results={"small": made}, failures={}, n_reused=0)
+        raise stop
+
+    monkeypatch.setattr("jaxmlip.workflows.map_resumable", stopped)
+    with pytest.raises(Interrupted):
+        command(folder / "small.cif", "--model", folder / "lj.safetensors", "--out", tmp_path)
+    assert [row["name"] for row in csv.DictReader(open(tmp_path / "screen.csv"))] == ["small"]
 
 
 def test_atoms_that_are_not_relaxed_are_where_the_file_has_them(folder):

@@ -21,6 +21,7 @@ from jaxmlip.system import ladder, pad
 from jaxmlip.vibrations.crystals import heat_capacity as vibrations
 
 PROTOCOL = 2  # to be raised when the same input gives other numbers
+SUMS = ("temperatures", "imaginary")  # settings that only decide what is summed over a spectrum
 POLICIES = {
     "left-out": vibrations.left_out,
     "as-real": vibrations.as_real,
@@ -82,8 +83,28 @@ def items(
 
 
 def key(item: dict) -> dict:
-    """All that the result depends on: where files lie and how much memory there is do not."""
-    return {k: item[k] for k in ("file_sha256", "model_sha256", "settings", "protocol")}
+    """All that a spectrum depends on: where files lie and how much memory there is do not.
+
+    Nor do `SUMS`, whose part of a result `summed` makes anew.
+    """
+    settings = {k: v for k, v in item["settings"].items() if k not in SUMS}
+    return {k: item[k] for k in ("file_sha256", "model_sha256", "protocol")} | {
+        "settings": settings
+    }
+
+
+def summed(result: dict, settings: Settings) -> dict:
+    """A result at the temperatures and with the imaginary modes of other settings.
+
+    Raises `NumericalError` where these refuse imaginary modes and there are some.
+    """
+    spectrum = vibrations.Spectrum(
+        frequencies_cm1=np.array(result["frequencies_cm1"]),
+        weights=np.array(result["mode_weights"]),
+        n_probes=settings.probes,
+    )
+    n = result["n_atoms"]
+    return result | _thermodynamics(spectrum, np.full(n, result["mass_g_per_mol"] / n), settings)
 
 
 def named(files) -> dict[str, Path]:
@@ -110,17 +131,11 @@ def heat_capacity(item: dict) -> dict:
     relaxing = time.perf_counter() - begun
     arrays = _cast((model.params, system), settings.dtype)
     spectrum = model.spectrum(potential.apply)(*arrays, atoms.get_masses())
-    thermo = vibrations.crystal_thermodynamics(
-        spectrum,
-        atoms.get_masses(),
-        settings.temperatures,
-        imaginary=POLICIES[settings.imaginary],
-    )
     n = len(atoms)
     return {
         "formula": atoms.get_chemical_formula(),
         "n_atoms": n,
-        **_thermodynamics(thermo, settings),
+        **_thermodynamics(spectrum, atoms.get_masses(), settings),
         **spectrum.quality,
         "energy_eV": info.energy,
         "relax_dtype": relax_dtype,
@@ -222,7 +237,10 @@ def _spectrum(apply, *, chunk, memory, qpoints, probes):
     return vibrations.gamma_spectrum(apply, memory=memory)
 
 
-def _thermodynamics(thermo, settings) -> dict:
+def _thermodynamics(spectrum, masses, settings) -> dict:
+    thermo = vibrations.crystal_thermodynamics(
+        spectrum, masses, settings.temperatures, imaginary=POLICIES[settings.imaginary]
+    )
     per_mol = lambda values: thermo.molar(values).tolist()
     return {
         "mass_g_per_mol": thermo.mass,
