@@ -28,6 +28,7 @@ class Source:
     in_file: np.ndarray  # [3, 3] rows of this cell in the vectors of the cell of FILE
     summary: dict  # for the JSON
     symprec: float = SYMPREC  # Å, to which the atoms have the space group of path and mesh
+    near: float | None = None  # of the reciprocal cell: where a D that jumps at Gamma is taken
     constants: object = None  # ForceConstants it was made of
     polar: object = None
 
@@ -82,6 +83,9 @@ def from_model(
     if born is None and nac:
         polar, extra, told = _own_polar(system, model, atoms, D)
         done |= told
+    near = own_field.step_off_gamma(D, model.card) if nac else None
+    if near is not None:
+        done["nonanalytic"] = own_field.IN_MODEL
     return Source(
         D=D,
         nonanalytic=extra,
@@ -89,6 +93,7 @@ def from_model(
         cheap=False,
         in_file=in_file,
         polar=polar,
+        near=near,
         symprec=SYMPREC if relax else symprec,
         summary={"structure": file, **model.summary, **done},
     )

@@ -216,6 +216,7 @@ def _computed(source, q, *, mesh, temperatures, tolerance, budget, correct):
             budget=budget,
             nonanalytic=source.nonanalytic,
             correct=with_acoustic_sum if correct else None,
+            near=source.near,
             symprec=source.symprec,
             on_imaginary=lambda frequencies, q: None,
             report=lambda n, error, shape: tell(f"{n} exact q, error {error:.2g} THz"),

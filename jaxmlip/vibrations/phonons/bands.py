@@ -107,6 +107,7 @@ def phonons(
     tolerance: float | None = 0.02,
     budget: int = 400,
     nonanalytic: Callable | None = None,
+    near: float | None = None,
     correct: Callable | None = None,
     on_imaginary: Callable = raise_if_imaginary,
     dos_points: int = 401,
@@ -119,7 +120,9 @@ def phonons(
 
     D(q [n_q, 3]) -> [n_q, 3n, 3n] eV/Å², analytic in q. nonanalytic(q, direction=None) is added to
     it, the direction [3] being that of the limit where q is zero (`nonanalytic.DipoleSum`, or
-    `nonanalytic.beyond_supercell`). path: where the bands are wanted, default `standard_path`.
+    `nonanalytic.beyond_supercell`). near: for a D that is not analytic at Gamma by itself;
+    there, at the end of a line, it is then taken at a largest |q| of `near` along the line, its
+    even part (the odd one is phases). path: where the bands are wanted, default `standard_path`.
     tolerance: THz to which D is interpolated (bands by `certified_points`, mesh by
     `certified_mesh`), from at most `budget` exact matrices each; None for a D that costs nothing:
     exact everywhere. Lone points and a mesh with fewer irreducible points than an interpolation
@@ -145,7 +148,14 @@ def phonons(
     settings = {"tolerance": tolerance, "budget": budget, "report": report}
     D_mesh, of_mesh, known = _on_mesh(exact, lattice, points, nonanalytic=nonanalytic, **settings)
     bands = bands_along(
-        exact, lattice, path, nonanalytic=nonanalytic, guess=D_mesh, first=known, **settings
+        exact,
+        lattice,
+        path,
+        nonanalytic=nonanalytic,
+        near=near,
+        guess=D_mesh,
+        first=known,
+        **settings,
     )
     on_imaginary(bands.frequencies_THz, path.q)
     extra = 0 if nonanalytic is None else nonanalytic(points.q)
@@ -199,6 +209,7 @@ def bands_along(
     tolerance: float | None = 0.02,
     budget: int = 400,
     nonanalytic: Callable | None = None,
+    near: float | None = None,
     guess: Callable | None = None,
     first=None,
     report: Callable | None = None,
@@ -223,7 +234,12 @@ def bands_along(
         raise_unless_certified(found)
         D_path = found.D if on_line.all() else _either(found.D, D, on_line)
     extra = 0 if nonanalytic is None else _along(nonanalytic, path)
-    frequencies, vectors = modes(D_path(path.q) + extra, lattice.masses)
+    matrices = D_path(path.q) + extra
+    if near is not None:
+        at = _ends_at_gamma(path)
+        along = path.direction[at] / np.abs(path.direction[at]).max(1, keepdims=True)
+        matrices[at] = D(near * along).real
+    frequencies, vectors = modes(matrices, lattice.masses)
     slope = slopes(D_path, path.q, lattice.cell, nonanalytic)
     return Bands(
         path=path,
@@ -261,10 +277,15 @@ def _either(interpolated, exact, on_line):
 def _along(nonanalytic, path):
     """At zero, the limit along the line."""
     out = nonanalytic(path.q)
-    limits = np.abs(path.q - np.rint(path.q)).max(1) < 1e-9
-    for i in np.flatnonzero(limits & path.direction.any(1)):
+    for i in _ends_at_gamma(path):
         out[i] = nonanalytic(path.q[i : i + 1], path.direction[i])[0]
     return out
+
+
+def _ends_at_gamma(path):
+    """Indices of points at Gamma to which a line leads."""
+    gamma = np.abs(path.q - np.rint(path.q)).max(1) < 1e-9
+    return np.flatnonzero(gamma & path.direction.any(1))
 
 
 # --- paths ---------------------------------------------------------------------------------------
