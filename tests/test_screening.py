@@ -97,7 +97,7 @@ def test_what_the_key_says_has_changed_is_computed_again_where_that_is_asked_for
     for setting in ("a", "a"):
         with_key(setting)(items_of([1], log=log))
     before = (folder / "n1.json").read_text()
-    with pytest.raises(UsageError, match="JM104 .*n1.*another structure, model or settings"):
+    with pytest.raises(UsageError, match="JM104 .*1 of the results are .* model or settings: n1"):
         with_key("b")(items_of([1, 2], log=log))
     assert attempts(log) == [1] and (folder / "n1.json").read_text() == before
     with_key("b")(items_of([1], log=log), overwrite=True)

@@ -282,7 +282,7 @@ def _check_same(folder, others):
     if others:
         some = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
         raise UsageError(
-            f"{len(others)} results ({some}) are there of another structure, model or settings",
+            f"{len(others)} of the results are of another structure, model or settings: {some}",
             where=str(folder),
             code="JM104",
             fix="--overwrite to replace them, or another --out",

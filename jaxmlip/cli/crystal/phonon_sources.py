@@ -83,7 +83,7 @@ def from_model(
     if born is None and nac:
         polar, extra, told = _own_polar(system, model, atoms, D)
         done |= told
-    near = own_field.step_off_gamma(D, model.card) if nac else None
+    near = own_field.step_off_gamma(D, model.card) if nac and polar is None else None
     if near is not None:
         done["nonanalytic"] = own_field.IN_MODEL
     return Source(
