@@ -79,28 +79,6 @@ def _reaches_far(card: dict) -> bool:
     return bool(card.get("electrostatics")) or hasattr(build(card), "plan")
 
 
-def step_off_gamma(D, card: dict) -> float | None:
-    """How far from Gamma D(q) of a model that jumps there has its limit, else None."""
-    if not _reaches_far(card):
-        return None
-    origin = D(np.zeros((1, 3))).real
-    even = D(NEAR * np.eye(3)).real  # the odd part is of phases, in the gauge of lattice vectors
-    if np.abs(even - origin).max() < JUMP * np.abs(origin).max():
-        return None
-    note("at Γ, modes at the end of a line are those of waves along it: the model's own field")
-    return NEAR
-
-
-def tolerance_of_sums(card: dict) -> float:
-    """Relative, of the long-range sums of a model; 0 if it has none."""
-    from jaxmlip.models.checkpoint import build
-
-    sums = [card[k] for k in ("electrostatics", "dispersion") if card.get(k)]
-    model = build(card)
-    own = [model.tolerance] if hasattr(model, "plan") else []
-    return max([*(s.get("tolerance", 1e-4) for s in sums), *own], default=0.0)  # 1e-4: of meshes
-
-
 def has_jump(D, dipoles) -> bool:
     """Whether D(q) next to Gamma is off from D(0) by most of what the dipoles would add there.
 
@@ -122,3 +100,25 @@ def split_by_model() -> None:
 def predicted(model) -> bool:
     """Whether the model has Born charges and eps_inf."""
     return session.predicts(model.card, "polarizability")
+
+
+def step_off_gamma(D, card: dict) -> float | None:
+    """How far from Gamma D(q) of a model that jumps there has its limit, else None."""
+    if not tolerance_of_sums(card):
+        return None
+    origin = D(np.zeros((1, 3))).real
+    even = D(NEAR * np.eye(3)).real  # the odd part is of phases, in the gauge of lattice vectors
+    if np.abs(even - origin).max() < JUMP * np.abs(origin).max():
+        return None
+    note("at Γ, modes at the end of a line are those of waves along it: the model's own field")
+    return NEAR
+
+
+def tolerance_of_sums(card: dict) -> float:
+    """Relative, of the long-range sums of a model; 0 if it has none."""
+    from jaxmlip.models.checkpoint import build
+
+    sums = [card[k] for k in ("electrostatics", "dispersion") if card.get(k)]
+    model = build(card)
+    own = [model.tolerance] if hasattr(model, "plan") else []
+    return max([*(s.get("tolerance", 1e-4) for s in sums), *own], default=0.0)  # 1e-4: of meshes
