@@ -104,11 +104,12 @@ def predicted(model) -> bool:
 
 def step_off_gamma(D, card: dict) -> float | None:
     """How far from Gamma D(q) of a model that jumps there has its limit, else None."""
-    if not tolerance_of_sums(card):
+    tolerance = tolerance_of_sums(card)
+    if not tolerance:
         return None
     origin = D(np.zeros((1, 3))).real
     even = D(NEAR * np.eye(3)).real  # the odd part is of phases, in the gauge of lattice vectors
-    if np.abs(even - origin).max() < JUMP * np.abs(origin).max():
+    if np.abs(even - origin).max() < max(JUMP, tolerance) * np.abs(origin).max():
         return None
     note("at Γ, modes at the end of a line are those of waves along it: the model's own field")
     return NEAR
