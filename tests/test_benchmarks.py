@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # benchmarks are no part of the installed package
 
-from benchmarks import drive, parts, systems, table, timing, work  # noqa: E402
+from benchmarks import aliasing, drive, parts, systems, table, timing, work  # noqa: E402
 from benchmarks.peers.jaxmlip import model_of  # noqa: E402
 
 TINY = {"channels": 4, "l_max": 1, "correlation": 2, "radial_widths": [8], "cutoff": 3.0}
@@ -114,3 +114,12 @@ def test_lists_and_trajectories_of_all_codes_are_measured():
     for line in runs.values():
         assert line["ms"] > 0 and not line.get("overflow")
     assert abs(runs["jaxmlip"]["drift"]) < 1e-5  # eV per atom and step
+
+
+def test_errors_of_supercells_are_drawn_for_each_crystal(tmp_path):
+    line = {"model": "folder/some.nqx", "max_error_THz": 0.1, "mean_error_THz": 0.02}
+    line |= {"supercell_atoms": 16, "supercell_length_A": 7.0}
+    lines = [line | {"crystal": c} for c in ("si", "mgo")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    aliasing.main(tmp_path / "lines.jsonl", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[1:4] == b"PNG"

@@ -12,6 +12,7 @@ from crystals import SIGMA, argon, save_argon, skewed, system_of  # noqa: F401
 from numpy.testing import assert_allclose
 
 from jaxmlip import units
+from jaxmlip.cli import session
 from jaxmlip.cli.crystal.elastic import elastic
 from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.derivatives.elastic import elastic_constants, full_tensor, voigt_matrix
@@ -241,6 +242,28 @@ def test_what_cannot_have_constants_is_refused():
     shaken = skewed(bulk("Ar", "hcp", a=3.7, c=6.1), 0.05)
     with pytest.raises(NumericalError, match="forces of up to"):
         check_relaxed(CONSTANTS({}, system_of(shaken, MODEL)))
+
+
+def test_constants_that_are_no_numbers_are_refused(fcc):
+    found = CONSTANTS({}, fcc)
+    check_relaxed(found)
+    for name in ("forces", "hessian", "relaxed"):
+        bad = np.array(getattr(found, name))
+        bad.flat[0] = np.nan
+        with pytest.raises(NumericalError, match="JM303"):
+            check_relaxed(replace(found, **{name: bad}))
+
+
+def test_long_range_sums_are_planned_for_the_cell_that_is_computed(folder, monkeypatch):  # noqa: F811
+    """The primitive cell, not that of the file: plans hold for cells that are much alike."""
+
+    def planned(model, atoms):
+        raise NumericalError(f"planned for {len(atoms)} atoms")
+
+    monkeypatch.setattr(session, "bound", planned)
+    bulk("Ar", "fcc", a=5.3, cubic=True).write("ar.xyz")
+    with pytest.raises(NumericalError, match="planned for 1 atoms"):
+        elastic("ar.xyz", model=save_argon("argon.safetensors"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,12 @@ from test_phonons import ARGON_MASS, Counted, fcc, low_symmetry, read_json
 from jaxmlip.cli.main import main
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.interfaces.phonons.phonopy import q_mesh, thermal_displacements, thermal_properties
+from jaxmlip.interfaces.phonons.phonopy import (
+    q_mesh,
+    share_not_displaced,
+    thermal_displacements,
+    thermal_properties,
+)
 from jaxmlip.vibrations.phonons.bands import bands_along, phonons, points_path, standard_path
 from jaxmlip.vibrations.phonons.dispersion import crystal, frequencies_THz, modes
 from jaxmlip.vibrations.phonons.grids import q_grid
@@ -150,6 +155,33 @@ def test_dipoles_that_are_in_the_matrices_are_found_along_whichever_axis_they_li
     assert not has_jump(short, dipoles)
 
 
+def test_a_line_that_ends_at_gamma_has_the_longitudinal_mode_of_the_models_own_field():
+    """As with the same field told apart as the non-analytic term."""
+    from jaxmlip.cli.crystal.own_field import step_off_gamma, without_forces
+    from jaxmlip.interfaces.phonons.phonopy_files import Polar
+    from jaxmlip.vibrations.phonons.nonanalytic import dipole_sum
+
+    atoms, card = bulk("CsCl", "cesiumchloride", a=4.1), {"electrostatics": {"method": "ewald"}}
+    card |= {"architecture": "MACE", "fields": {"elements": (17, 55)}}
+    short, charges = pair_sum(atoms, 2 * SIGMA), 0.3 * np.array([1.0, -1.0])[:, None, None]
+    dipoles = dipole_sum(
+        without_forces(atoms), Polar(born_charges=charges * np.eye(3), dielectric=np.eye(3))
+    )
+    whole = lambda q: short(q) + dipoles(q)
+    near, path = step_off_gamma(whole, card), standard_path(atoms, spacing=0.4)
+    assert step_off_gamma(short, card) is None
+    assert step_off_gamma(whole, card | {"electrostatics": None}) is None
+    options = {"tolerance": None}
+    found = bands_along(whole, crystal(atoms), path, near=near, **options)
+    apart = bands_along(short, crystal(atoms), path, nonanalytic=dipoles, **options)
+    gamma = [i for i, name in enumerate(path.labels) if name == "Γ"]
+    # sound over 1e-4 of the zone
+    assert_allclose(found.frequencies_THz, apart.frequencies_THz, atol=2e-3)
+    untold = bands_along(whole, crystal(atoms), path, **options)
+    jump = found.frequencies_THz[gamma, -1] - untold.frequencies_THz[gamma, -1]
+    assert (jump > 0.1).all()
+
+
 def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
     from types import SimpleNamespace
 
@@ -166,6 +198,16 @@ def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
         counted, model = Counted(short), SimpleNamespace(card=card)
         assert not in_matrices(None, model, atoms, D=counted, **response)
         assert (counted.n > 0) == asked
+
+
+def test_modes_too_slow_to_have_a_displacement_are_counted():
+    mesh = q_mesh(fcc(), (2, 2, 2))
+    frequencies = np.ones((len(mesh.q), 3))
+    frequencies[mesh.gamma] = 0  # translations: known, not left out
+    assert share_not_displaced(mesh, frequencies) == 0
+    soft = int(np.flatnonzero(np.arange(len(mesh.q)) != mesh.gamma)[0])
+    frequencies[soft, 0] = -2.0
+    assert_allclose(share_not_displaced(mesh, frequencies), mesh.weights[soft] / (3 * 8))
 
 
 @pytest.mark.parametrize("temperatures", [[300.0, -5.0], [np.nan], []])

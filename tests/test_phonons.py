@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -204,6 +205,30 @@ def test_the_columns_that_symmetry_leaves_give_the_whole_matrix():
     assert_allclose(matrices, dynamical_matrix(model.apply)({}, system, q), atol=1e-14)
     orders = [little_group(group, x)[0].n_ops for x in q]
     assert orders == [24, 24, 8, 24, 2] and group.n_ops == 24
+
+
+def test_columns_by_symmetry_are_as_good_as_the_symmetry_of_the_potential():
+    """A field that no operation keeps, as a sum that was cut has one: 1e-5 of the springs."""
+    atoms, model = hcp(), argon(2.0)
+    group, system = crystal(atoms).group, from_ase(atoms, model.cutoff)
+    tilt = np.random.default_rng(3).normal(size=(2, 3, 3))
+    q = np.array([[0.11, 0, 0.25], [0.5, 0.0, 0.0]])
+
+    def apply(params, s):
+        out, x = model.apply({}, s), s.positions - system.positions
+        return out | {"energy": out["energy"] + params * jnp.einsum("ai,aij,aj->", x, tilt, x)}
+
+    whole = dynamical_matrix(apply)(1e-5, system, q)
+    largest = np.abs(whole).max()
+    by = lambda tolerance: symmetric_matrices(apply, 1e-5, system, group, tolerance=tolerance)(q)
+    raw = by(0.0)
+    assert np.abs(raw - raw.conj().swapaxes(1, 2)).max() > 1e-6 * largest
+    found = by(1e-3)
+    assert_allclose(found, found.conj().swapaxes(1, 2), rtol=0, atol=1e-16)
+    assert_allclose(found, whole, atol=1e-4)  # eV/Å², ten times the field
+    frequencies_THz(found, [ARGON_MASS] * 2)
+    with pytest.raises(NumericalError, match="JM301.*limit 1e-09, the tolerance of the long"):
+        by(1e-9)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 4), (3, 4, 2), (1, 1, 1)])
@@ -433,6 +458,21 @@ def test_a_matrix_that_cannot_be_one_is_refused():
         crystal(Atoms("Ar", cell=[5, 5, 5], pbc=[True, True, False]))
 
 
+def test_atoms_with_four_decimals_have_path_and_mesh_of_the_crystal_they_are_meant_for():
+    """Of atoms that nobody moves: 1e-4 Å away, frequencies are 1e-4 THz away at most."""
+    ideal = hcp()
+    rounded, options = ideal.copy(), {"mesh": (4, 4, 2), "temperatures": [50.0]}
+    rounded.positions += [[0, 0, 0], [2e-4, -1e-4, 0]]
+    assert crystal(rounded).group.number != crystal(ideal).group.number == 194
+    found = phonons(pair_sum(rounded), rounded, symprec=1e-3, **options)
+    whole = phonons(pair_sum(ideal), ideal, **options)
+    assert found.crystal.group.number == 194
+    assert found.bands.path.labels == whole.bands.path.labels
+    assert_allclose(found.mesh.q, whole.mesh.q, atol=1e-12)
+    assert_allclose(found.bands.frequencies_THz, whole.bands.frequencies_THz, atol=0.02)
+    assert_allclose(found.frequencies_THz, whole.frequencies_THz, atol=0.02)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -529,7 +569,7 @@ def test_an_unstable_crystal_has_its_exit_status_and_its_files(folder, capsys): 
         (["--model", "MODEL", "--qpoints", "0 0"], 2, "three numbers"),
         (["--model", "MODEL", "--temperatures", "300", "100", "10"], 2, "no temperatures"),
         (["--model", "MODEL", "--mesh", "0", "2", "2"], 2, "--mesh is 0 2 2"),
-        (["--model", "MODEL", "--budget", "3"], 2, "budget of 3"),
+        (["--model", "MODEL", "--budget", "3"], 2, "or equal to 24"),
         (["--force-constants", "nowhere.yaml"], 2, "there is no file"),
         (["--model", "MODEL", "--born", "nowhere"], 2, "there is no file"),
     ],

@@ -3,6 +3,7 @@
 import json
 import lzma
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.testing import assert_allclose
 
 from jaxmlip import units
 from jaxmlip.cli.crystal import qha as command
+from jaxmlip.cli.crystal import qha_span
 from jaxmlip.cli.crystal.qha import qha
 from jaxmlip.derivatives.elastic import elastic_constants, full_tensor, voigt_matrix
 from jaxmlip.errors import NumericalError, UsageError
@@ -36,7 +38,12 @@ from jaxmlip.vibrations.crystals.quasiharmonic import (
     oscillator_capacity,
     quasiharmonic,
 )
-from jaxmlip.vibrations.crystals.volumes import harmonic_volumes, scaled, volume_gruneisen
+from jaxmlip.vibrations.crystals.volumes import (
+    HarmonicVolumes,
+    harmonic_volumes,
+    scaled,
+    volume_gruneisen,
+)
 
 DATA = Path(__file__).parents[2] / "shared/data/vibrations/phonopy_examples"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA}")
@@ -240,21 +247,21 @@ def test_argon_expands_as_its_gruneisen_parameters_say(argon_volumes):
     at = 10  # 40 K
     atoms = bulk("Ar", "fcc", a=np.cbrt(4 * found.volume[at]))
     mesh = q_mesh(atoms, (4, 4, 4))
-    keep = np.abs(mesh.q).max(1) > 0
     parameters, frequencies = volume_gruneisen(
-        MODEL.apply, {}, system_of(atoms, MODEL), atoms, mesh.q[keep]
+        MODEL.apply, {}, system_of(atoms, MODEL), atoms, mesh.q
     )
+    assert np.isnan(parameters[mesh.gamma]).all()  # translations, whatever rounding makes of them
+    assert np.isfinite(np.delete(parameters, mesh.gamma, 0)).all()
     cheap = expansion_from_gruneisen(
         found.temperatures,
         frequencies,
         parameters,
-        mesh.weights[keep],
+        mesh.weights,
         volume=found.volume[at],
         bulk_modulus=found.bulk_modulus[at],
     )
-    whole = mesh.weights[keep].sum() / mesh.weights.sum()  # Gamma holds no mode but translations
     # central difference over 8 K and what a Vinet curve cannot follow
-    assert_allclose(cheap[at] * whole, found.expansion[at], rtol=0.01)
+    assert_allclose(cheap[at], found.expansion[at], rtol=0.01)
     assert 2 < np.nanmean(parameters) < 4  # 2.7 for argon by experiment
 
 
@@ -368,6 +375,67 @@ def test_the_command_line_gives_expansions(folder, capsys):  # noqa: F811
 def test_what_cannot_be_meant_is_refused_before_anything_is_read(wrong):
     with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
         qha("there_is_no_such_file.cif", **wrong)
+
+
+def murnaghan(pressure=0.0):
+    """Volumes of 0.95 to 1.05, static energies of a bulk modulus of 0.5 eV/Å³, no vibrations."""
+    volumes = 40.0 * np.linspace(0.95, 1.05, 7)
+    energies = values(VINET.energy, volumes, np.array([-1.0, 0.5, 4.0, 40.0]))
+    mesh, zeros = q_mesh(bulk("Ar", "fcc", a=5.4), (1, 1, 1)), np.zeros((7, 3))
+    return HarmonicVolumes(
+        volumes=volumes, energies=energies, frequencies_THz=np.ones((7, 1, 3)), mesh=mesh,
+        temperatures=np.array([0.0, 10.0, 20.0]), free_energies=zeros, entropies=zeros,
+        heat_capacities=zeros, left_out=np.zeros(7),
+    )  # fmt: skip
+
+
+def test_a_pressure_beyond_the_volumes_is_told_before_any_matrix():
+    found = murnaghan()
+    check = lambda p: qha_span.check_pressure(found.volumes, found.energies, p, VINET)
+    check(0.02)  # 0.5 x 4 % and more
+    with pytest.raises(UsageError, match="(?s)0.9.. of the static minimum.*smaller first") as error:
+        check(0.04)
+    assert "38.000 to 42.000" in str(error.value)
+    with pytest.raises(UsageError, match="larger second"):
+        check(-0.04)
+
+
+def test_imaginary_modes_name_their_volume_and_what_to_do():
+    found = murnaghan()
+    qha_span.check_real(found, 40.0)
+    found.frequencies_THz[-2:] = [[[-0.3, 1, 1]], [[-0.4, 1, 1]]]
+    with pytest.raises(NumericalError, match=r"(?s)at 42.000 Å³ \(1.050.*2 of 7.*below 1.033"):
+        qha_span.check_real(found, 40.0)
+    found.frequencies_THz[0] = -0.1
+    with pytest.raises(NumericalError, match="unstable at or below its own volume"):
+        qha_span.check_real(found, 40.0)
+
+
+def test_which_end_of_the_volumes_is_too_near_is_told():
+    found = murnaghan()
+    away = found.volumes - 40.0
+    for pull, end in ((-0.2, qha_span.LARGER), (0.2, qha_span.SMALLER)):
+        pulled = replace(found, free_energies=np.outer(pull * away, [0, 0, 1]))
+        assert qha_span.wider(pulled, 0.0, 2) == end
+
+
+def test_what_was_computed_is_written_before_the_error(folder, capsys, monkeypatch):  # noqa: F811
+    found = murnaghan()
+    away = (found.volumes - 40.0)[:, None]
+    pulled = replace(found, free_energies=np.repeat(-0.05 * away, 3, 1))
+    imaginary = replace(found, frequencies_THz=-np.ones((7, 1, 3)))
+    model = save_argon("argon.safetensors", onset=0.6, smoothness=3)
+    bulk("Ar", "fcc", a=5.3).write("ar.xyz")
+    cell = from_ase(bulk("Ar", "fcc", a=5.4), 3.0)
+    cells = [scaled(cell, s) for s in np.linspace(0.95, 1.05, 7)]
+    planned = lambda atoms, model, *_: (cells, found.energies, cell, model)
+    monkeypatch.setattr(command, "_cells", planned)
+    for computed, message in ((pulled, "no temperature has"), (imaginary, "JM306")):
+        monkeypatch.setattr(command, "_harmonic", lambda *_, computed=computed: computed)
+        with pytest.raises(NumericalError, match=message):
+            qha("ar.xyz", model=model, json="-", temperatures=(0.0, 20.0, 10.0))
+        written = json.loads(capsys.readouterr().out)
+        assert_allclose(written["volumes_A3"], found.volumes)
 
 
 @pytest.mark.slow

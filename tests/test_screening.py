@@ -14,19 +14,23 @@ from functools import partial
 from pathlib import Path
 
 import ase.build
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import typer
 from ase.io import read, write
 from numpy.testing import assert_allclose
+from salts import CUTOFF, rocksalt, save_salt
 from screening_items import deadly, logged, square
 
-from jaxmlip import units
+from jaxmlip import models, units
 from jaxmlip.cli.crystal import screen
 from jaxmlip.derivatives.bloch import matrix as bloch
 from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
 from jaxmlip.derivatives.second import hessian as second
 from jaxmlip.derivatives.second import lanczos
+from jaxmlip.electrostatics import ewald
 from jaxmlip.errors import (
     DataError,
     Interrupted,
@@ -37,11 +41,13 @@ from jaxmlip.errors import (
 )
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.models import LennardJones, checkpoint
+from jaxmlip.potential import Potential, bind, planned_later
 from jaxmlip.system import ladder, pad
 from jaxmlip.vibrations.crystals import heat_capacity as cv
 from jaxmlip.vibrations.modes import frequencies_cm1
 from jaxmlip.workflows import heat_capacity as work
 from jaxmlip.workflows import map_resumable, processes
+from jaxmlip.workflows.resumable import Outcome
 
 EPSILON, SIGMA = 0.0104, 3.405  # argon: eV, Å
 HERE = str(Path(__file__).parent)
@@ -84,12 +90,17 @@ def test_finished_items_are_not_computed_again(tmp_path):
     assert second.results == {"n1": {"square": 1}, "n2": {"square": 4}, "n3": {"square": 9}}
 
 
-def test_what_the_key_says_has_changed_is_computed_again(tmp_path):
+def test_what_the_key_says_has_changed_is_computed_again_where_that_is_asked_for(tmp_path):
     log, folder = str(tmp_path / "log"), tmp_path / "records"
     run = partial(map_resumable, logged, executor=threads, folder=folder)
     with_key = lambda setting: partial(run, key=lambda item: [item["x"], setting])
-    for setting in ("a", "a", "b"):
+    for setting in ("a", "a"):
         with_key(setting)(items_of([1], log=log))
+    before = (folder / "n1.json").read_text()
+    with pytest.raises(UsageError, match="JM104 .*1 of the results are .* model or settings: n1"):
+        with_key("b")(items_of([1, 2], log=log))
+    assert attempts(log) == [1] and (folder / "n1.json").read_text() == before
+    with_key("b")(items_of([1], log=log), overwrite=True)
     assert attempts(log) == [1, 1]
     (folder / "n1.json").write_text("{ damaged")
     assert with_key("b")(items_of([1], log=log)).results["n1"] == {"square": 1}
@@ -141,6 +152,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path, ctrl_c
     release.set()
     assert error.value.exit_code == 75
     assert [p.name for p in tmp_path.iterdir()] == ["n1.json"]
+    assert error.value.outcome.results == {"n1": {"square": 1}}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -222,6 +234,13 @@ def test_results_that_are_not_plain_json_are_failures_not_files(tmp_path):
             lambda item, v=value: {"value": v}, {"a": 1}, executor=threads, folder=tmp_path
         )
         assert not out.results and not list(tmp_path.iterdir()), value
+
+
+def test_a_result_that_is_no_number_is_named_and_not_tried_again(tmp_path):
+    for value in (float("nan"), [1.0, [float("inf")]]):
+        run = partial(map_resumable, lambda item, v=value: {"here": 1.0, "there": v})
+        failure = run({"a": 1}, executor=threads, folder=tmp_path).failures["a"]
+        assert failure.attempts == 1 and "'there': a number is not finite" in failure.reason
 
 
 @pytest.mark.parametrize("killer", [1, 2])
@@ -464,8 +483,60 @@ def test_the_key_of_a_structure_is_its_content_the_model_and_the_settings(folder
     assert key(moved, settings, memory=1e9, workers=3) == same
     moved.write_text(moved.read_text() + "\n# seen\n")
     assert key(moved, settings) != same
-    for other in ({"fmax": 1e-2}, {"temperatures": (310.0,)}, {"relax": False}, {"probes": 2}):
+    for other in ({"fmax": 1e-2}, {"relax": False}, {"probes": 2}):
         assert key(folder / "small.cif", replace(settings, **other)) != same, other
+    for other in ({"temperatures": (310.0,)}, {"imaginary": "as-real"}):
+        assert key(folder / "small.cif", replace(settings, **other)) == same, other
+
+
+SOFT = {"frequencies_cm1": [-20.0, 40.0, 60.0], "mode_weights": [1.0, 8.0, 12.0]}
+
+
+def record(settings):
+    """A result of 8 argon atoms, of random probes, and its spectrum."""
+    lines, weights = map(np.array, SOFT.values())
+    known = cv.Spectrum(frequencies_cm1=lines, weights=weights, n_probes=settings.probes)
+    sums = work._thermodynamics(known, np.full(8, 39.948), settings)
+    return {"formula": "Ar8", "n_atoms": 8, **SOFT, **sums}, known
+
+
+def test_other_temperatures_and_policies_are_summed_from_the_modes_that_are_kept(
+    folder, tmp_path, monkeypatch
+):
+    """As if computed anew, error bars too; nothing is."""
+    made, known = record(work.Settings(probes=2))
+    monkeypatch.setattr(work, "heat_capacity", lambda item: made)
+    monkeypatch.setattr("jaxmlip.workflows.processes", lambda *a, **k: threads)
+    model, out = ("--model", folder / "lj.safetensors"), ("--out", tmp_path / "out")
+    run = partial(command, folder / "small.cif", *model, *out, "--probes", 2)
+    run()
+    run("--temperature", 20, "--temperature", 50, "--imaginary", "as-real")
+    found = json.loads((tmp_path / "out" / "screen.json").read_text())
+    assert found["n_reused"] == 1
+    temperatures = [20.0, 50.0]
+    sums = cv.crystal_thermodynamics(known, [39.948] * 8, temperatures, imaginary=cv.as_real)
+    row, columns = found["results"][0], {"cv": "heat_capacity", "cv_error": "heat_capacity_error"}
+    for column, name in columns.items():
+        there = [row[f"{column}_J_per_K_g_{t:g}K"] for t in temperatures]
+        assert_allclose(there, sums.gravimetric(getattr(sums, name)), rtol=1e-12)
+    with pytest.raises(JaxmlipError, match="1 modes are imaginary"):
+        run("--imaginary", "refused")
+    with pytest.raises(UsageError, match="JM104"):
+        run("--no-relax")
+
+
+def test_an_interrupted_screening_has_a_table_of_what_is_there(folder, tmp_path, monkeypatch):
+    made, _ = record(work.Settings())
+
+    def stopped(*args, **options):
+        stop = Interrupted("interrupted")
+        stop.outcome = Outcome(results={"small": made}, failures={}, n_reused=0)
+        raise stop
+
+    monkeypatch.setattr("jaxmlip.workflows.map_resumable", stopped)
+    with pytest.raises(Interrupted):
+        command(folder / "small.cif", "--model", folder / "lj.safetensors", "--out", tmp_path)
+    assert [row["name"] for row in csv.DictReader(open(tmp_path / "screen.csv"))] == ["small"]
 
 
 def test_atoms_that_are_not_relaxed_are_where_the_file_has_them(folder):
@@ -501,6 +572,74 @@ def test_every_route_keeps_to_the_memory_of_one_worker(folder, monkeypatch, how)
         files, model = [folder / "small.cif"], str(folder / "lj.safetensors")
         work.heat_capacity(work.items(files, model, settings, memory=memory, workers=2)["small"])
     assert chunks[0] == 1 < chunks[-2] == chunks[-1]
+
+
+def ions(cells):
+    """Charges in an argon-like well, to be planned; tells `cells` of the volumes planned for."""
+    well = models.LennardJones(elements=(11, 17), epsilon=0.05, sigma=2.4, cutoff=CUTOFF)
+
+    def plan(system):
+        cells.append(float(np.abs(np.linalg.det(system.cell[0]))))
+        solver = ewald(system, CUTOFF, 1e-4)
+
+        def apply(params, s):
+            charges, out = jnp.where(s.numbers == 11, 0.5, -0.5) * s.atom_mask, well.apply({}, s)
+            return out | {"energy": out["energy"] + solver(s, charges)}
+
+        return Potential(well.init, apply, CUTOFF)
+
+    return planned_later(plan, well.init, CUTOFF)
+
+
+def test_long_range_sums_are_planned_for_the_cell_of_each_structure(folder, tmp_path, monkeypatch):
+    """Energy and curvature of the second are not those of the plan of the first."""
+    cells, curved, model = [], [], str(folder / "lj.safetensors")
+    card = checkpoint.read(model)[0] | {"elements": [11, 17], "sha256": ""}
+    potential = ions(cells)
+
+    def seen(apply, memory):
+        curved.append(apply)
+        return lambda params, system, masses: spectrum(100.0)
+
+    monkeypatch.setattr(checkpoint, "load", lambda *a, **k: (potential, {}, card))
+    monkeypatch.setattr(cv, "gamma_spectrum", seen)
+    structures = {"near": rocksalt(5.64), "far": rocksalt(6.3)}
+    for name, atoms in structures.items():
+        write(tmp_path / f"{name}.cif", atoms)
+        item = work.items([tmp_path / f"{name}.cif"], model, work.Settings(relax=False))[name]
+        found = work.heat_capacity(item | {"elements": [11, 17]})
+        system = from_ase(read(tmp_path / f"{name}.cif"), CUTOFF)
+        both = [bind(potential, system).apply, curved[-1]]
+        energies = jax.jit(lambda s, both=both: [f({}, s)["energy"][0] for f in both])(system)
+        assert_allclose(found["energy_eV"], energies, rtol=1e-9)
+    volumes = [a.get_volume() for a in structures.values()]
+    assert_allclose(cells, np.repeat(volumes, 2), rtol=1e-6)  # that of the file, and ours
+
+
+@pytest.mark.slow
+def test_a_relaxed_cell_has_its_long_range_sums_planned_anew():
+    cells, atoms = [], rocksalt(5.9)
+    settings = work.Settings(cell=True, fmax=1e-4, stress=1e-5)
+    potential = ions(cells)
+    bound, system, *_ = work.relaxed(potential, {}, atoms, settings)
+    volume = float(np.abs(np.linalg.det(system.cell[0])))
+    assert_allclose(cells, [atoms.get_volume(), volume], rtol=1e-12)
+    assert volume < 0.9 * cells[0]
+    anew = bind(potential, system).apply({}, system)["energy"][0]
+    assert_allclose(bound.apply({}, system)["energy"][0], anew, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_model_file_with_electrostatics_is_screened(tmp_path):
+    model, file = save_salt(tmp_path / "salt.safetensors"), tmp_path / "salt.cif"
+    write(file, rocksalt())
+    found = work.heat_capacity(work.items([file], model, work.Settings(relax=False))["salt"])
+    system = from_ase(read(file), CUTOFF)
+    potential, params, _ = checkpoint.load(model)
+    bound = bind(potential, system)
+    assert_allclose(found["energy_eV"], bound.apply(params, system)["energy"][0], rtol=1e-6)
+    modes = cv.gamma_spectrum(bound.apply)(params, system, read(file).get_masses())
+    assert_allclose(found["frequencies_cm1"], modes.frequencies_cm1, rtol=1e-4, atol=0.01)
 
 
 def test_what_is_no_crystal_is_refused(folder, tmp_path):

@@ -338,6 +338,23 @@ def test_a_command_that_finds_no_saddle_is_4_and_writes_what_it_has(argon, capsy
     assert len(read("guess_ts.xyz")) == 4
 
 
+def test_a_path_by_products_never_builds_the_hessian(argon, capsys, monkeypatch):
+    def refused(at):
+        raise AssertionError("the whole Hessian")
+
+    monkeypatch.setattr(surface, "curvature", refused)
+    assert main(["ts", *argon, "--irc", "--step", "0.4", "--products", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_allclose(found["irc_barriers_eV"], rhombus_energy() + 6, atol=1e-5)  # fmax 1e-4
+
+
+def test_one_atom_is_refused(argon, capsys):
+    Atoms("Ar").write("one.xyz")
+    for extra in ([], ["--products"]):
+        assert main(["ts", "one.xyz", *argon[1:], "--overwrite", *extra]) == 3
+        assert "no motions but those of the whole" in capsys.readouterr().err
+
+
 def test_a_path_that_fails_does_not_lose_the_saddle(argon, capsys):
     """The energy rises on a first step that is far too long."""
     assert main(["ts", *argon, "--irc", "--step", "40", "--json", "-"]) == 4

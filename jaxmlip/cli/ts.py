@@ -64,6 +64,7 @@ def ts(
     system = from_ase(atoms, opened.potential.cutoff, dtype=opened.dtype)
     session.announce("ts", opened, len(atoms))
     common = {"masses": atoms.get_masses(), "fixed": fixed}
+    by_products = search.hessian_products() if products else None
     with task("transition state") as tell:
         system, found = search.transition_state(
             opened.potential,
@@ -73,9 +74,7 @@ def ts(
             steps=steps,
             follow=follow,
             trust=trust,
-            curvature=search.hessian_products()
-            if products
-            else search.exact_hessian(hessian_every),
+            curvature=by_products or search.exact_hessian(hessian_every),
             report=lambda i: tell(f"{i.n_steps} steps, fmax {i.fmax:.2e} eV/Å"),
             **common,
         )
@@ -86,7 +85,8 @@ def ts(
     failed = None
     if irc and found.converged:
         try:
-            path = _path(opened, system, found, step=step, steps=points, **common)
+            how = {"step": step, "steps": points, "curvature": by_products}
+            path = _path(opened, system, found, **how, **common)
         except NumericalError as error:  # the transition state is worth having all the same
             failed = error
         else:

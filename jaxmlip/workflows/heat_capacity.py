@@ -10,7 +10,7 @@ import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxmlip.system import ladder, pad
 from jaxmlip.vibrations.crystals import heat_capacity as vibrations
 
 PROTOCOL = 2  # to be raised when the same input gives other numbers
+SUMS = ("temperatures", "imaginary")  # settings that only decide what is summed over a spectrum
 POLICIES = {
     "left-out": vibrations.left_out,
     "as-real": vibrations.as_real,
@@ -51,7 +52,7 @@ class _Model:
     card: dict
     potential: Any
     params: Any
-    spectrum: Any  # (params, system, masses) -> Spectrum
+    spectrum: Any  # apply -> (params, system, masses) -> Spectrum; the same for the same apply
 
 
 def items(
@@ -82,8 +83,28 @@ def items(
 
 
 def key(item: dict) -> dict:
-    """All that the result depends on: where files lie and how much memory there is do not."""
-    return {k: item[k] for k in ("file_sha256", "model_sha256", "settings", "protocol")}
+    """All that a spectrum depends on: where files lie and how much memory there is do not.
+
+    Nor do `SUMS`, whose part of a result `summed` makes anew.
+    """
+    settings = {k: v for k, v in item["settings"].items() if k not in SUMS}
+    return {k: item[k] for k in ("file_sha256", "model_sha256", "protocol")} | {
+        "settings": settings
+    }
+
+
+def summed(result: dict, settings: Settings) -> dict:
+    """A result at the temperatures and with the imaginary modes of other settings.
+
+    Raises `NumericalError` where these refuse imaginary modes and there are some.
+    """
+    spectrum = vibrations.Spectrum(
+        frequencies_cm1=np.array(result["frequencies_cm1"]),
+        weights=np.array(result["mode_weights"]),
+        n_probes=settings.probes,
+    )
+    n = result["n_atoms"]
+    return result | _thermodynamics(spectrum, np.full(n, result["mass_g_per_mol"] / n), settings)
 
 
 def named(files) -> dict[str, Path]:
@@ -106,20 +127,15 @@ def heat_capacity(item: dict) -> dict:
     atoms, begun = _read(item), time.perf_counter()
     options = item["memory"], item["workers"], _tuples(settings.qpoints), settings.probes
     model = _model(item["model"], tuple(item["elements"]), *options, size=ladder(len(atoms)))
-    system, info, relax_dtype = relaxed(model.potential, model.params, atoms, settings)
+    potential, system, info, relax_dtype = relaxed(model.potential, model.params, atoms, settings)
     relaxing = time.perf_counter() - begun
-    spectrum = model.spectrum(*_cast((model.params, system), settings.dtype), atoms.get_masses())
-    thermo = vibrations.crystal_thermodynamics(
-        spectrum,
-        atoms.get_masses(),
-        settings.temperatures,
-        imaginary=POLICIES[settings.imaginary],
-    )
+    arrays = _cast((model.params, system), settings.dtype)
+    spectrum = model.spectrum(potential.apply)(*arrays, atoms.get_masses())
     n = len(atoms)
     return {
         "formula": atoms.get_chemical_formula(),
         "n_atoms": n,
-        **_thermodynamics(thermo, settings),
+        **_thermodynamics(spectrum, atoms.get_masses(), settings),
         **spectrum.quality,
         "energy_eV": info.energy,
         "relax_dtype": relax_dtype,
@@ -138,14 +154,16 @@ def heat_capacity(item: dict) -> dict:
 
 
 def relaxed(potential, params, atoms, settings: Settings):
-    """(padded system in float64 with edges within the cutoff, `RelaxInfo`, its dtype).
+    """(bound potential, padded system in float64 with its edges, `RelaxInfo`, its dtype).
 
-    In the precision of the settings where nothing is relaxed.
+    In the precision of the settings where nothing is relaxed. Long-range sums are planned for the
+    cell of the atoms, and again for the one that relaxing has made of it.
     """
     from jaxmlip.interfaces.ase import from_ase
-    from jaxmlip.md.relax import edges_within
+    from jaxmlip.potential import bind
 
     system = pad(from_ase(atoms, None), n_atoms=ladder(len(atoms)))
+    potential = bind(potential, _with_edges(system, potential))
     for dtype in ("float32", "float64") if settings.relax else (settings.dtype,):
         weights, start = _cast((params, system), dtype)
         system, info = _relax(potential, weights, start, settings)
@@ -159,7 +177,14 @@ def relaxed(potential, params, atoms, settings: Settings):
             fix="more --steps, or a larger --fmax",
         )
     (system,) = _cast((system,), "float64")
-    return edges_within(replace(system, edges=None), cutoff=potential.cutoff), info, dtype
+    system = _with_edges(system, potential)
+    return bind(potential, system) if settings.cell else potential, system, info, dtype
+
+
+def _with_edges(system, potential):
+    from jaxmlip.neighbors import edges_within
+
+    return edges_within(replace(system, edges=None), cutoff=potential.cutoff)
 
 
 def _relax(potential, params, system, settings):
@@ -197,19 +222,25 @@ def _model(model: str, elements, memory, workers, qpoints, probes, *, size) -> _
     potential, params, card = checkpoint.load(pretrained.path_of(model), elements=elements)
     memory = (0.9 * free_memory() if memory is None else memory) / workers
     chunk = min(memory, chunk_memory())  # larger ones are not faster
-    if qpoints:
-        from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
-
-        matrices = dynamical_matrix(potential.apply, memory=chunk)
-        spectrum = vibrations.bloch_spectrum(matrices, qpoints)
-    elif probes:
-        spectrum = vibrations.lanczos_spectrum(potential.apply, n_probes=probes, memory=chunk)
-    else:
-        spectrum = vibrations.gamma_spectrum(potential.apply, memory=memory)
+    limits = {"chunk": chunk, "memory": memory, "qpoints": qpoints, "probes": probes}
+    spectrum = lru_cache(maxsize=1)(partial(_spectrum, **limits))
     return _Model(card=card, potential=potential, params=params, spectrum=spectrum)
 
 
-def _thermodynamics(thermo, settings) -> dict:
+def _spectrum(apply, *, chunk, memory, qpoints, probes):
+    if qpoints:
+        from jaxmlip.derivatives.bloch.matrix import dynamical_matrix
+
+        return vibrations.bloch_spectrum(dynamical_matrix(apply, memory=chunk), qpoints)
+    if probes:
+        return vibrations.lanczos_spectrum(apply, n_probes=probes, memory=chunk)
+    return vibrations.gamma_spectrum(apply, memory=memory)
+
+
+def _thermodynamics(spectrum, masses, settings) -> dict:
+    thermo = vibrations.crystal_thermodynamics(
+        spectrum, masses, settings.temperatures, imaginary=POLICIES[settings.imaginary]
+    )
     per_mol = lambda values: thermo.molar(values).tolist()
     return {
         "mass_g_per_mol": thermo.mass,

@@ -3,7 +3,8 @@
 Any `concurrent.futures.Executor` does the work: processes (`workflows.processes`), threads,
 `lambda: client.get_executor()` of dask.distributed, `lambda: SlurmClusterExecutor(...)` of
 executorlib. Each result is one JSON file, whole or not there, with a key by which it is known
-again; a key is a hash of all that the result depends on, so what has changed is computed anew.
+again; a key is a hash of all that the result depends on. A result with another key, of other
+settings or another model, is not replaced unless that is asked for.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmlip.errors import Interrupted, JaxmlipError, ResourceError, UsageError
+from jaxmlip.errors import Interrupted, JaxmlipError, NumericalError, ResourceError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ def map_resumable(
     executor: Callable,
     folder,
     key: Callable = lambda item: item,
+    overwrite: bool = False,
     retries: int = 1,
     in_flight: int | None = None,
     report: Callable | None = None,
@@ -64,20 +66,24 @@ def map_resumable(
     """function(item) -> dict for every item of `{name: item}`, kept as `folder/name.json`.
 
     executor: makes the executor, and another one if its workers die. key: item -> all that the
-    result depends on (content of files, model, settings) as plain JSON. retries: more attempts for
+    result depends on (content of files, model, settings) as plain JSON. overwrite: compute anew
+    what is there with another key, which is refused otherwise. retries: more attempts for
     what may go better next time (a worker that died, memory, disk); an error that is certain to
     come again (any other `JaxmlipError`) is not tried again. An item that kills its worker is found
     by running those that were in flight one at a time. in_flight: items given to the executor at
     once; default the number of cores. report: called with (outcome so far, name) after each item.
-    Raises `Interrupted` on Ctrl-C, with all finished results on disk; `UsageError` for names that
-    are no file names.
+    Raises `Interrupted` on Ctrl-C, with all finished results on disk and in its `outcome`;
+    `UsageError` for names that are no file names, JM104 for results that would be replaced.
     """
     folder = Path(folder)
     _check(items, retries, in_flight)
     folder.mkdir(parents=True, exist_ok=True)
     keys = {name: _digest(key(item)) for name, item in items.items()}
-    found = {name: stored(folder, name, keys[name]) for name in items}
-    known = {name: record["result"] for name, record in found.items() if record}
+    found = {name: stored(folder, name) for name in items}
+    whole = {name: record for name, record in found.items() if record}
+    known = {n: record["result"] for n, record in whole.items() if record.get("key") == keys[n]}
+    if not overwrite:
+        _check_same(folder, [name for name in whole if name not in known])
     work = _Work(waiting=deque(n for n in items if n not in known), results=dict(known))
 
     def finished(name, answer):
@@ -92,22 +98,24 @@ def map_resumable(
         _drain(function, items, work, executor, in_flight or os.cpu_count() or 1, finished)
     except KeyboardInterrupt:
         left = len(items) - len(work.results) - len(work.failures)
-        raise Interrupted(
+        stop = Interrupted(
             f"interrupted, {left} of {len(items)} are left",
             where=str(folder),
             fix="the same command goes on from here",
-        ) from None
+        )
+        stop.outcome = _outcome(items, work, known)
+        raise stop from None
     return _outcome(items, work, known)
 
 
-def stored(folder, name: str, key: str) -> dict | None:
-    """The record of an item, or None if there is none with this key (a damaged file is none)."""
+def stored(folder, name: str) -> dict | None:
+    """The record of an item, or None if there is none (a damaged file is none)."""
     try:
         record = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     whole = isinstance(record, dict) and isinstance(record.get("result"), dict)
-    return record if whole and record.get("key") == key else None
+    return record if whole else None
 
 
 # --- the loop ------------------------------------------------------------------------------------
@@ -186,13 +194,31 @@ def attempt(function, item, number: int = 0) -> dict:
         result = function(item)
         if not isinstance(result, dict):
             raise TypeError(f"the result is of type {type(result).__name__}, not a dict")
-        result = json.loads(json.dumps(result, allow_nan=False))  # as it will be read again
+        result = json.loads(_plain(result))  # as it will be read again
     except JaxmlipError as error:
         again = isinstance(error, ResourceError)
         return _failed(str(error), again=again, text=traceback.format_exc())
     except Exception as error:
         return _failed(f"{type(error).__name__}: {error}", again=True, text=traceback.format_exc())
     return {"result": result, "seconds": time.perf_counter() - begun}
+
+
+def _plain(result: dict) -> str:
+    try:
+        return json.dumps(result, allow_nan=False)
+    except ValueError as error:
+        told = ", ".join(repr(k) for k, v in result.items() if not _finite(v))
+        if not told:
+            raise
+        raise NumericalError(f"{told}: a number is not finite", code="JM303") from error
+
+
+def _finite(value) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _failed(reason: str, *, again: bool, text: str = "") -> dict:
@@ -250,6 +276,17 @@ def _write(path, record):
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_same(folder, others):
+    if others:
+        some = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        raise UsageError(
+            f"{len(others)} of the results are of another structure, model or settings: {some}",
+            where=str(folder),
+            code="JM104",
+            fix="--overwrite to replace them, or another --out",
+        )
 
 
 def _check(items, retries, in_flight):

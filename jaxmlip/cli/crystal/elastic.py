@@ -53,10 +53,10 @@ def elastic(
     session.start(x64=True)
     opened = session.open_model(model, dtype)
     atoms = session.read(file, opened, output, frame=frame)
-    opened = session.bound(opened, atoms)
     atoms = crystals.crystal_of(
         atoms, "elastic constants", file, output, primitive=primitive, symprec=symprec
     )
+    opened = session.bound(opened, atoms)
     session.announce("elastic", opened, len(atoms))
     system = crystals.to_system(atoms, opened)
     if relax:

@@ -9,6 +9,7 @@ from jaxmlip.errors import NumericalError
 
 IN_MODEL = "in the dynamical matrices of the model"  # where the splitting of LO and TO is
 NEAR = 1e-4  # of the reciprocal cell; D of a model without long range changes little over it
+JUMP = 1e-5  # of max |D|; what is even and analytic changes by NEAR²
 NAC_WIDTH = 12.0  # Å, of the supercell beyond which a model's dipoles are those of BORN
 
 
@@ -99,3 +100,26 @@ def split_by_model() -> None:
 def predicted(model) -> bool:
     """Whether the model has Born charges and eps_inf."""
     return session.predicts(model.card, "polarizability")
+
+
+def step_off_gamma(D, card: dict) -> float | None:
+    """How far from Gamma D(q) of a model that jumps there has its limit, else None."""
+    tolerance = tolerance_of_sums(card)
+    if not tolerance:
+        return None
+    origin = D(np.zeros((1, 3))).real
+    even = D(NEAR * np.eye(3)).real  # the odd part is of phases, in the gauge of lattice vectors
+    if np.abs(even - origin).max() < max(JUMP, tolerance) * np.abs(origin).max():
+        return None
+    note("at Γ, modes at the end of a line are those of waves along it: the model's own field")
+    return NEAR
+
+
+def tolerance_of_sums(card: dict) -> float:
+    """Relative, of the long-range sums of a model; 0 if it has none."""
+    from jaxmlip.models.checkpoint import build
+
+    sums = [card[k] for k in ("electrostatics", "dispersion") if card.get(k)]
+    model = build(card)
+    own = [model.tolerance] if hasattr(model, "plan") else []
+    return max([*(s.get("tolerance", 1e-4) for s in sums), *own], default=0.0)  # 1e-4: of meshes

@@ -131,6 +131,8 @@ def _through(partial, constants, polar):
 
 def results(found, source, *, tolerance: float | None) -> dict:
     """The JSON: flat, units in the names."""
+    from jaxmlip.interfaces.phonons.phonopy import share_not_displaced
+
     bands, thermal = found.bands, found.thermal
     count, lowest, where = found.imaginary
     group = found.crystal.group
@@ -169,6 +171,9 @@ def results(found, source, *, tolerance: float | None) -> dict:
         "zero_point_energy_kJ_mol": thermal.zero_point_energy,
         "share_of_modes_left_out": thermal.left_out,
         "thermal_displacements_A2": found.displacements,
+        "share_of_modes_not_in_displacements": share_not_displaced(
+            found.mesh, found.frequencies_THz
+        ),
         "acoustic_sum_eV_per_A2": found.acoustic.violation,
         "acoustic_frequencies_THz": found.acoustic.frequencies_THz,
         "n_imaginary": count,

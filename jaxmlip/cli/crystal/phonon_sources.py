@@ -12,6 +12,8 @@ from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError
 
 STEEP = 1e-3  # eV/Å; forces on a crystal beyond which its phonons mean little
+SYMPREC = 1e-5  # Å, of atoms that were relaxed with their symmetry
+AS_THEY_ARE = 1e-7  # Å, of unrelaxed atoms: more would be seen in D(q); files have 8 digits
 SAME = 0.05  # Å, within which the atoms of a file are those of its force constants
 
 
@@ -25,6 +27,8 @@ class Source:
     cheap: bool  # D need not be interpolated
     in_file: np.ndarray  # [3, 3] rows of this cell in the vectors of the cell of FILE
     summary: dict  # for the JSON
+    symprec: float = SYMPREC  # Å, to which the atoms have the space group of path and mesh
+    near: float | None = None  # of the reciprocal cell: where a D that jumps at Gamma is taken
     constants: object = None  # ForceConstants it was made of
     polar: object = None
 
@@ -71,10 +75,17 @@ def from_model(
     done |= state(system, model, output)
     session.announce("phonons", model, len(atoms))
     polar, extra = _polar(born, atoms)
-    D = model_matrices(model.potential.apply, model.params, system, group=symmetry(atoms))
+    group = symmetry(atoms, tolerance=SYMPREC if relax else AS_THEY_ARE)
+    if not relax:
+        _tell_symmetry(atoms, group, symprec, output)
+    by = {"group": group, "tolerance": own_field.tolerance_of_sums(model.card)}
+    D = model_matrices(model.potential.apply, model.params, system, **by)
     if born is None and nac:
         polar, extra, told = _own_polar(system, model, atoms, D)
         done |= told
+    near = own_field.step_off_gamma(D, model.card) if nac and polar is None else None
+    if near is not None:
+        done["nonanalytic"] = own_field.IN_MODEL
     return Source(
         D=D,
         nonanalytic=extra,
@@ -82,8 +93,23 @@ def from_model(
         cheap=False,
         in_file=in_file,
         polar=polar,
+        near=near,
+        symprec=SYMPREC if relax else symprec,
         summary={"structure": file, **model.summary, **done},
     )
+
+
+def _tell_symmetry(atoms, exact, symprec, output):
+    """Of atoms that are kept where they are although they just miss a higher symmetry."""
+    from jaxmlip.interfaces.phonons.symmetry import symmetry
+
+    found = symmetry(atoms, tolerance=symprec)
+    if found.number != exact.number:
+        output.warn(
+            f"space group {found.symbol} ({found.number}) within --symprec {symprec:g} Å decides "
+            f"path and mesh; matrices are of the atoms as they are, {exact.symbol} "
+            f"({exact.number})"
+        )
 
 
 def _relaxed(atoms, model, *, fixed_cell, limits, method, symprec):

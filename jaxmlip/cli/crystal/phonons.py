@@ -93,7 +93,7 @@ def phonons(
         float, typer.Option(help="Measured error of interpolated frequencies, THz.")
     ] = 0.02,
     budget: Annotated[
-        int, typer.Option(min=1, help="Most exact dynamical matrices for mesh and for bands.")
+        int, typer.Option(min=24, help="Most exact dynamical matrices for mesh and for bands.")
     ] = 400,
     asr: Annotated[
         AcousticRule,
@@ -216,6 +216,8 @@ def _computed(source, q, *, mesh, temperatures, tolerance, budget, correct):
             budget=budget,
             nonanalytic=source.nonanalytic,
             correct=with_acoustic_sum if correct else None,
+            near=source.near,
+            symprec=source.symprec,
             on_imaginary=lambda frequencies, q: None,
             report=lambda n, error, shape: tell(f"{n} exact q, error {error:.2g} THz"),
         )

@@ -60,11 +60,13 @@ def qha(
     """Quasi-harmonic approximation, per cell; writes NAME_qha.json (K, Å³, GPa, eV, J/K/mol).
 
     Relaxes the crystal, then cell shape and atoms at every volume, with the space group kept; takes
-    exact dynamical matrices of the primitive cell on a mesh. Imaginary modes are an error.
+    exact dynamical matrices of the primitive cell on a mesh. Imaginary modes are an error, and so
+    are temperatures none of which has its volume in --span; the JSON is written all the same.
     """
     from jaxmlip.cli import session
     from jaxmlip.cli.crystal import crystals
     from jaxmlip.cli.crystal.crystals import crystal_of
+    from jaxmlip.cli.crystal.qha_span import check_pressure, check_real
 
     grid = grids.temperatures(temperatures, at_least=3)
     grids.check_divisions(mesh=mesh)
@@ -87,13 +89,10 @@ def qha(
         )
     how = {"fmax": fmax, "stress": stress, "steps": steps, "method": method}
     how |= {"symmetry": crystals.operations_of(atoms, symprec)}
-    cells, still, opened = _cells(atoms, opened, span, volumes, how)
+    pressure = pressure * units.GPa
+    cells, energies, still, opened = _cells(atoms, opened, span, volumes, how)
+    check_pressure(list(map(_volume, cells)), energies, pressure, _equation(equation))
     found = _harmonic(cells, crystals.to_atoms(atoms, cells[len(cells) // 2]), opened, mesh, grid)
-    result = _quasiharmonic(found, pressure * units.GPa, equation)
-    if result.outside.any():
-        first = result.temperatures[result.outside][0]
-        output.warn(f"from {first:g} K on the volume is outside of those computed: widen --span")
-    _show(result, atoms, output)
     results = {
         "command": "qha",
         "structure": file,
@@ -103,10 +102,19 @@ def qha(
         **session.versions(),
         "mesh": mesh,
         "equation_of_state": equation.value,
-        **_json(found, result),
+        **_of_volumes(found, pressure),
     }
     failed = None
-    if axes:
+    try:
+        check_real(found, _volume(still))
+        result = _quasiharmonic(found, pressure, _equation(equation))
+    except NumericalError as error:  # what was computed is worth having all the same
+        failed = error
+    else:
+        results |= _of_temperatures(result)
+        failed = _told_outside(result, found, pressure, output)
+        _show(result, atoms, output)
+    if axes and failed is None:
         try:
             results |= _axes(still, atoms, opened, mesh, grid)
         except JaxmlipError as error:  # that of the volume is worth having all the same
@@ -125,7 +133,7 @@ def _extremes(atoms, span):
 
 
 def _cells(atoms, model, span, count, how):
-    """(crystals relaxed at equally spaced volumes, at the minimum; the model planned for all)."""
+    """(crystals relaxed at equally spaced volumes, their energies, at the minimum; the model)."""
     import numpy as np
 
     from jaxmlip.cli import session
@@ -136,27 +144,30 @@ def _cells(atoms, model, span, count, how):
     system, info = crystals.relaxed_cell(crystals.to_system(atoms, model), model, **how)
     crystals.check_converged(info)
     model = session.bound(model, *_extremes(crystals.to_atoms(atoms, system), span))
-    cells, at, still = [], 1.0, system
+    cells, energies, at, still = [], [], 1.0, system
     for factor in np.linspace(*span, count):  # from the smallest, whose edges fit all others
         moved = scaled(system, factor / at)
         system, info = crystals.relaxed_cell(moved, model, free=fixed_volume, **how)
         crystals.check_converged(info)
         cells.append(system)
+        energies.append(info.energy)
         at = factor
-    return cells, still, model
+    return cells, energies, still, model
+
+
+def _volume(system) -> float:
+    import numpy as np
+
+    return float(abs(np.linalg.det(np.asarray(system.cell, float)[0])))
 
 
 def _harmonic(cells, atoms, model, mesh, temperatures):
     from jaxmlip.vibrations.crystals.volumes import harmonic_volumes
-    from jaxmlip.vibrations.phonons.dispersion import raise_if_imaginary
 
     with task(f"dynamical matrices of {len(cells)} volumes"):
-        found = harmonic_volumes(
+        return harmonic_volumes(
             model.potential.apply, model.params, cells, atoms, mesh=mesh, temperatures=temperatures
         )
-    for frequencies in found.frequencies_THz:
-        raise_if_imaginary(frequencies, found.mesh.q)
-    return found
 
 
 def _axes(still, atoms, model, mesh, temperatures) -> dict:
@@ -178,22 +189,41 @@ def _axes(still, atoms, model, mesh, temperatures) -> dict:
 
 
 def _quasiharmonic(found, pressure, equation):
-    from jaxmlip.vibrations.crystals import equation_of_state
     from jaxmlip.vibrations.crystals.quasiharmonic import quasiharmonic
 
-    result = quasiharmonic(
+    return quasiharmonic(
         found.volumes,
         found.energies,
         found.temperatures,
         *found.tables,
         pressure=pressure,
-        equation=getattr(equation_of_state, equation.value.upper()),
+        equation=equation,
     )
+
+
+def _equation(equation):
+    from jaxmlip.vibrations.crystals import equation_of_state
+
+    return getattr(equation_of_state, equation.value.upper())
+
+
+def _told_outside(result, found, pressure, output):
+    """A warning of temperatures without a volume, or the error that all of them are."""
+    import numpy as np
+
+    from jaxmlip.cli.crystal.qha_span import wider
+
+    at = np.flatnonzero(result.outside)
+    if not len(at):
+        return None
+    fix = wider(found, pressure, at[0])
     if result.outside.all():
-        raise NumericalError(
-            "no temperature has its volume among those computed", where="qha", fix="widen --span"
+        return NumericalError(
+            "no temperature has its volume among those computed", where="qha", fix=fix
         )
-    return result
+    first, last = result.temperatures[at[[0, -1]]]
+    output.warn(f"{first:g} to {last:g} K: the volume is outside of those computed: {fix}")
+    return None
 
 
 def _check_span(span):
@@ -214,19 +244,25 @@ def _check_pressure(pressure, axes):
         )
 
 
-def _json(found, result) -> dict:
+def _of_volumes(found, pressure) -> dict:
+    return {
+        "pressure_GPa": pressure / units.GPa,
+        "volumes_A3": found.volumes,
+        "static_energies_eV": found.energies,
+        "lowest_frequencies_THz": found.frequencies_THz.min((1, 2)),
+        "temperatures_K": found.temperatures,
+        "helmholtz_free_energies_eV": found.energies[:, None] + found.free_energies,
+    }
+
+
+def _of_temperatures(result) -> dict:
     molar = 1000 / units.kJ_mol  # J/mol of 1 eV
     e0, b0, b1, v0 = result.static
     return {
-        "pressure_GPa": result.pressure / units.GPa,
-        "volumes_A3": found.volumes,
-        "static_energies_eV": found.energies,
         "static_volume_A3": v0,
         "static_energy_eV": e0,
         "static_bulk_modulus_GPa": b0 / units.GPa,
         "static_bulk_modulus_derivative": b1,
-        "temperatures_K": result.temperatures,
-        "helmholtz_free_energies_eV": found.energies[:, None] + found.free_energies,
         "volume_A3": result.volume,
         "thermal_expansion_per_K": result.expansion,
         "bulk_modulus_GPa": result.bulk_modulus / units.GPa,

@@ -5,6 +5,7 @@ import io
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype
 from jaxmlip.cli.output import note, plan, table, to_json, write_text
-from jaxmlip.errors import DataError, JaxmlipError, UsageError
+from jaxmlip.errors import DataError, Interrupted, JaxmlipError, UsageError
 
 
 class Property(StrEnum):
@@ -77,14 +78,19 @@ def screen(
         float | None,
         typer.Option(min=0.01, metavar="GB", help="For second derivatives, all workers together."),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace results of other settings, model or structure."),
+    ] = False,
     json: options.Json = None,
     dtype: options.Precision = Dtype.float64,
 ):
     """Heat capacities of many crystals (J/K/mol of cells and J/K/g), beside their imaginary modes.
 
     Each structure is relaxed and kept as DIR/records/NAME.json; the table is DIR/screen.csv. Run
-    the same command again to resume: what is there and unchanged is not computed again. Exit
-    status 1 if structures failed (they are listed), 75 on Ctrl-C.
+    the same command again to resume: what is there and unchanged is not computed again, and other
+    temperatures or another --imaginary are summed from the modes that are kept. Exit status 1 if
+    structures failed (they are listed), 75 on Ctrl-C.
     """
     from jaxmlip.cli import session
     from jaxmlip.workflows import heat_capacity as work
@@ -110,17 +116,22 @@ def screen(
     session.start(x64=True)
     items = work.items(files, model, settings, memory=memory and memory * 1e9, workers=workers)
     with _interruptible(), _progress(len(items)) as report:
-        outcome = map_resumable(
-            work.heat_capacity,
-            items,
-            executor=processes(workers, begin=begin),
-            folder=out / "records",
-            key=work.key,
-            retries=retries,
-            in_flight=workers,
-            report=report,
-        )
-    _write(outcome, output, out, len(items))
+        try:
+            outcome = map_resumable(
+                work.heat_capacity,
+                items,
+                executor=processes(workers, begin=begin),
+                folder=out / "records",
+                key=work.key,
+                overwrite=overwrite,
+                retries=retries,
+                in_flight=workers,
+                report=report,
+            )
+        except Interrupted as stop:
+            _write_csv(_summed(stop.outcome, settings), out)
+            raise
+    _write(_summed(outcome, settings), output, out, len(items))
 
 
 def begin():
@@ -208,16 +219,36 @@ def _line(outcome, name, total) -> str:
 # --- results -------------------------------------------------------------------------------------
 
 
+def _summed(outcome, settings):
+    """Results that were there before at the temperatures asked for now."""
+    from jaxmlip.workflows import heat_capacity as work
+    from jaxmlip.workflows.resumable import Failure
+
+    results, failures = {}, dict(outcome.failures)
+    for name, result in outcome.results.items():
+        try:
+            results[name] = work.summed(result, settings)
+        except JaxmlipError as error:  # imaginary modes are refused now
+            failures[name] = Failure(reason=str(error), attempts=0)
+    return replace(outcome, results=results, failures=failures)
+
+
+def _write_csv(outcome, out) -> list:
+    rows = [_row(name, result) for name, result in outcome.results.items()]
+    if rows:
+        write_text(out / "screen.csv", _csv(rows))
+    return rows
+
+
 def _write(outcome, output, out, total):
     """Table, CSV and JSON; then, if anything failed, the error that sets the exit status."""
-    rows = [_row(name, result) for name, result in outcome.results.items()]
+    rows = _write_csv(outcome, out)
     failures = {
         name: {"reason": f.reason, "attempts": f.attempts, "traceback": f.traceback}
         for name, f in outcome.failures.items()
     }
     if rows:
         output.console.print(_shown(outcome.results))
-        write_text(out / "screen.csv", _csv(rows))
     if outcome.n_reused:
         note(f"{outcome.n_reused} of {total} were there already and have not changed")
     results = {"command": "screen", "n_reused": outcome.n_reused, "results": rows}

@@ -181,9 +181,7 @@ def thermal_displacements(
             fix="q_mesh(..., masses=masses)",
         )
     vectors = np.asarray(eigenvectors).reshape(*frequencies.shape[:1], -1, 3, frequencies.shape[1])
-    counted = frequencies > cutoff
-    if mesh.gamma is not None:
-        counted[mesh.gamma, np.argsort(np.abs(frequencies[mesh.gamma]))[:3]] = False
+    counted = (frequencies > cutoff) & ~_translations(mesh, frequencies)
     energy = np.where(counted, frequencies, 1.0) * units.THz
     with np.errstate(divide="ignore", over="ignore"):
         x = energy / (2 * units.kB * temperatures[:, None, None])
@@ -194,6 +192,21 @@ def thermal_displacements(
     for rotation, permutation in zip(mesh.group.cartesian, mesh.group.permutations, strict=True):
         out[:, permutation] += rotation @ one @ rotation.T / mesh.group.n_ops
     return out / masses[:, None, None]
+
+
+def share_not_displaced(mesh: QMesh, frequencies, *, cutoff: float = 0.1) -> float:
+    """Share of all modes that `thermal_displacements` leaves out beside the translations at Γ."""
+    frequencies = _checked(mesh, frequencies)
+    missing = (frequencies <= cutoff) & ~_translations(mesh, frequencies)
+    return float((mesh.weights @ missing).sum() / (mesh.weights.sum() * frequencies.shape[1]))
+
+
+def _translations(mesh, frequencies):
+    """[n_q, n_modes] True for the three modes at Γ that are nearest to zero."""
+    out = np.zeros(np.shape(frequencies), bool)
+    if mesh.gamma is not None:
+        out[mesh.gamma, np.argsort(np.abs(frequencies[mesh.gamma]))[:3]] = True
+    return out
 
 
 def checked_temperatures(temperatures) -> np.ndarray:

@@ -160,9 +160,14 @@ def hill_velocities(found: Elasticity) -> dict:
 def check_relaxed(found: ElasticConstants, *, fmax: float = 1e-3) -> None:
     """Raises `NumericalError` if atoms feel more than `fmax` eV/Å or their Hessian is unstable.
 
-    Then the relaxed constants are not those of a minimum.
+    Then the relaxed constants are not those of a minimum. JM303 where a derivative is not finite.
     """
     forces = np.asarray(found.forces)
+    parts = forces, found.hessian, found.clamped, found.relaxed, found.stress
+    if not all(np.isfinite(x).all() for x in parts):
+        raise NumericalError(
+            "a force or a second derivative is not finite", where="elastic constants", code="JM303"
+        )
     worst = float(np.linalg.norm(forces, axis=1).max())
     if worst > fmax:
         raise NumericalError(

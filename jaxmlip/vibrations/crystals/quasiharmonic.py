@@ -118,8 +118,9 @@ def expansion_from_gruneisen(
     """Volume expansion [T], 1/K, from one volume: sum of gamma c / (B V), the cheap check.
 
     frequencies_THz, parameters (mode Grüneisen, -dln w/dln V) [n_q, m]; weights [n_q]; per cell:
-    volume Å³, bulk_modulus eV/Å³. Modes that are not positive count for nothing. Right to first
-    order in the expansion: at the volume and bulk modulus of that temperature.
+    volume Å³, bulk_modulus eV/Å³. Modes that are not positive, or have NaN for a parameter
+    (translations at Gamma), count for nothing. Right to first order in the expansion: at the volume
+    and bulk modulus of that temperature.
     """
     share = np.asarray(weights, float) / np.sum(weights)
     frequencies = np.asarray(frequencies_THz, float)
@@ -129,7 +130,7 @@ def expansion_from_gruneisen(
             f"{share.shape} do not fit together",
             where="expansion_from_gruneisen",
         )
-    real = frequencies > 0
+    real = (frequencies > 0) & np.isfinite(parameters)
     gamma = np.where(real, parameters, 0) * share[:, None]
     out = []
     for temperature in np.asarray(temperatures, float):

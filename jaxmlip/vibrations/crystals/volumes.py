@@ -91,7 +91,7 @@ def volume_gruneisen(apply, params, system, atoms, q, *, internal=None, toleranc
 
     Exact, from one volume: the strain derivative of D(q) under a uniform expansion. internal
     [n_atoms, 3, 3, 3] Å: how atoms follow (`elastic_constants`), for crystals where they do.
-    Modes closer than `tolerance` THz are turned within their space. NaN where w is zero.
+    Modes closer than `tolerance` THz are turned within their space. NaN below 1e-3 THz.
     """
     q = jnp.asarray(q, jnp.asarray(system.positions).dtype)
     slope = dynamical_matrix_strains(apply, internal=internal)

@@ -23,6 +23,7 @@ from jaxmlip.interfaces.phonons.phonopy import (
     thermal_properties,
     total_dos,
 )
+from jaxmlip.interfaces.phonons.symmetry import symmetry
 from jaxmlip.vibrations.phonons.certified import (
     Certified,
     certified_mesh,
@@ -106,18 +107,22 @@ def phonons(
     tolerance: float | None = 0.02,
     budget: int = 400,
     nonanalytic: Callable | None = None,
+    near: float | None = None,
     correct: Callable | None = None,
     on_imaginary: Callable = raise_if_imaginary,
     dos_points: int = 401,
     masses=None,
     symmetric: bool = True,
+    symprec: float = 1e-5,
     report: Callable | None = None,
 ) -> Phonons:
     """Bands, density of states and thermal properties of `ase.Atoms` with dynamical matrices D.
 
     D(q [n_q, 3]) -> [n_q, 3n, 3n] eV/Å², analytic in q. nonanalytic(q, direction=None) is added to
     it, the direction [3] being that of the limit where q is zero (`nonanalytic.DipoleSum`, or
-    `nonanalytic.beyond_supercell`). path: where the bands are wanted, default `standard_path`.
+    `nonanalytic.beyond_supercell`). near: for a D that is not analytic at Gamma by itself;
+    there, at the end of a line, it is then taken at a largest |q| of `near` along the line, its
+    even part (the odd one is phases). path: where the bands are wanted, default `standard_path`.
     tolerance: THz to which D is interpolated (bands by `certified_points`, mesh by
     `certified_mesh`), from at most `budget` exact matrices each; None for a D that costs nothing:
     exact everywhere. Lone points and a mesh with fewer irreducible points than an interpolation
@@ -127,12 +132,14 @@ def phonons(
     on_imaginary: (frequencies, q) -> None, called with those of the bands and of the mesh; the
     default raises JM306. Imaginary modes are left out of thermal properties, and the share is told.
     masses: amu, default those of the atoms; the mesh is reduced by what leaves them, too, as they
-    are. symmetric=False: by time reversal only. Raises JM307 where the budget ends first.
+    are. symmetric=False: by time reversal only. symprec: Å, to which atoms have the space group
+    that decides path, mesh and interpolation. Raises JM307 where the budget ends first.
     """
     temperatures = checked_temperatures(temperatures)
-    lattice = crystal(atoms, masses=masses)
-    path = standard_path(atoms) if path is None else path
-    points = q_mesh(atoms, mesh, symmetric=symmetric, masses=lattice.masses)
+    lattice = crystal(atoms, group=symmetry(atoms, tolerance=symprec), masses=masses)
+    path = standard_path(atoms, symprec=symprec) if path is None else path
+    how = {"symmetric": symmetric, "masses": lattice.masses, "tolerance": symprec}
+    points = q_mesh(atoms, mesh, **how)
     exact, table = remembered(D)
     zero = np.zeros((1, 3))
     gamma = exact(zero)[0] + (0 if nonanalytic is None else nonanalytic(zero)[0])
@@ -141,7 +148,14 @@ def phonons(
     settings = {"tolerance": tolerance, "budget": budget, "report": report}
     D_mesh, of_mesh, known = _on_mesh(exact, lattice, points, nonanalytic=nonanalytic, **settings)
     bands = bands_along(
-        exact, lattice, path, nonanalytic=nonanalytic, guess=D_mesh, first=known, **settings
+        exact,
+        lattice,
+        path,
+        nonanalytic=nonanalytic,
+        near=near,
+        guess=D_mesh,
+        first=known,
+        **settings,
     )
     on_imaginary(bands.frequencies_THz, path.q)
     extra = 0 if nonanalytic is None else nonanalytic(points.q)
@@ -195,6 +209,7 @@ def bands_along(
     tolerance: float | None = 0.02,
     budget: int = 400,
     nonanalytic: Callable | None = None,
+    near: float | None = None,
     guess: Callable | None = None,
     first=None,
     report: Callable | None = None,
@@ -219,7 +234,12 @@ def bands_along(
         raise_unless_certified(found)
         D_path = found.D if on_line.all() else _either(found.D, D, on_line)
     extra = 0 if nonanalytic is None else _along(nonanalytic, path)
-    frequencies, vectors = modes(D_path(path.q) + extra, lattice.masses)
+    matrices = D_path(path.q) + extra
+    if near is not None:
+        at = _ends_at_gamma(path)
+        along = path.direction[at] / np.abs(path.direction[at]).max(1, keepdims=True)
+        matrices[at] = D(near * along).real
+    frequencies, vectors = modes(matrices, lattice.masses)
     slope = slopes(D_path, path.q, lattice.cell, nonanalytic)
     return Bands(
         path=path,
@@ -257,18 +277,23 @@ def _either(interpolated, exact, on_line):
 def _along(nonanalytic, path):
     """At zero, the limit along the line."""
     out = nonanalytic(path.q)
-    limits = np.abs(path.q - np.rint(path.q)).max(1) < 1e-9
-    for i in np.flatnonzero(limits & path.direction.any(1)):
+    for i in _ends_at_gamma(path):
         out[i] = nonanalytic(path.q[i : i + 1], path.direction[i])[0]
     return out
+
+
+def _ends_at_gamma(path):
+    """Indices of points at Gamma to which a line leads."""
+    gamma = np.abs(path.q - np.rint(path.q)).max(1) < 1e-9
+    return np.flatnonzero(gamma & path.direction.any(1))
 
 
 # --- paths ---------------------------------------------------------------------------------------
 
 
-def standard_path(atoms, *, spacing: float = 0.05) -> Path:
+def standard_path(atoms, *, spacing: float = 0.05, symprec: float = 1e-5) -> Path:
     """The path of Hinuma et al. (seekpath) for this cell; spacing of points in 1/Å, with 2 pi."""
-    found = band_path(atoms, spacing)
+    found = band_path(atoms, spacing, tolerance=symprec)
     names = dict(found.labels)
     index = np.concatenate([np.arange(first, last) for first, last in found.segments])
     ends = np.cumsum([0] + [last - first for first, last in found.segments])

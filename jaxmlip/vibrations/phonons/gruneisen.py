@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmlip import units
 from jaxmlip.vibrations.phonons.dispersion import mass_weighted, modes
-from jaxmlip.vibrations.phonons.velocities import mode_slopes
+from jaxmlip.vibrations.phonons.velocities import SLOWEST, mode_slopes
 
 
 def mode_gruneisen(matrices, larger, smaller, masses, volumes, *, tolerance: float = 1e-4):
@@ -18,7 +18,7 @@ def mode_gruneisen(matrices, larger, smaller, masses, volumes, *, tolerance: flo
     same q in fractions of each reciprocal cell; volumes: those three, in this order. With the
     eigenvectors of the middle volume: -V/(2 ω²) e^* dD/dV e, first order in V. Modes closer than
     `tolerance` THz are turned within their space, so that they do not depend on the eigensolver.
-    NaN where ω = 0.
+    NaN below `SLOWEST` THz, where translations at Gamma have rounding for a frequency.
     """
     slope = mass_weighted(np.asarray(larger) - np.asarray(smaller), masses)
     slope *= volumes[0] / (volumes[1] - volumes[2])
@@ -27,8 +27,8 @@ def mode_gruneisen(matrices, larger, smaller, masses, volumes, *, tolerance: flo
         ..., 0
     ]
     square = np.sign(frequencies) * (frequencies * units.THz / units.hbar) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(square == 0, np.nan, -first / (2 * square)), frequencies
+    usable = np.abs(frequencies) > SLOWEST
+    return np.where(usable, -first / (2 * np.where(usable, square, 1)), np.nan), frequencies
 
 
 def mean_gruneisen(parameters, frequencies, weights, temperature: float, *, cutoff: float = 1e-2):

@@ -12,16 +12,22 @@ import jax
 import numpy as np
 
 from jaxmlip.derivatives.bloch.matrix import bloch_columns, checked
+from jaxmlip.errors import NumericalError
 from jaxmlip.interfaces.phonons.symmetry import Symmetry, displacement_directions, operations
 
 SAME = 1e-8  # of a fraction of the reciprocal cell
 
 
-def symmetric_matrices(apply, params, system, group: Symmetry) -> Callable:
+def symmetric_matrices(
+    apply, params, system, group: Symmetry, *, tolerance: float = 0.0
+) -> Callable:
     """q [n_q, 3] -> D [n_q, 3n, 3n] eV/Å² of a potential; one program for all q.
 
     group: of the crystal, whose positions must have it to the accuracy wanted. Columns are taken
-    one at a time, which costs nothing on CPUs and needs the least memory.
+    one at a time, which costs nothing on CPUs and needs the least memory. tolerance: share of
+    max |D| to which the potential itself has the symmetry, that of its long-range sums; rotated
+    columns make D(q) Hermitian to that alone, and the Hermitian part is returned. Raises
+    `NumericalError` JM301 where it is off by more.
     """
     checked(system, np.zeros((1, 3)))
     columns, n = jax.jit(bloch_columns(apply)), group.permutations.shape[1]  # no padding
@@ -35,7 +41,8 @@ def symmetric_matrices(apply, params, system, group: Symmetry) -> Callable:
         vectors[np.arange(len(atoms)), atoms] = directions
         images = np.asarray(columns(params, system, q.astype(dtype), vectors, len(atoms)))
         flat = lambda x: x[: len(atoms), :n].reshape(len(atoms), -1).astype(np.complex128)
-        return _from_columns(little, reverses, q, flat(vectors), flat(images))
+        D = _from_columns(little, reverses, q, flat(vectors), flat(images))
+        return _hermitian(D, q, tolerance) if tolerance else D
 
     return lambda q: np.stack([one(x) for x in np.reshape(np.asarray(q, float), (-1, 3))])
 
@@ -59,6 +66,19 @@ def _from_columns(little, reverses, q, vectors, images):
     """D(q) [3n, 3n] from D(q) u = images [m, 3n] of vectors [m, 3n]."""
     u, y = (_turned(little, reverses, q, x) for x in (vectors, images))
     return np.linalg.solve(u.conj().T @ u, u.conj().T @ y).T
+
+
+def _hermitian(D, q, tolerance):
+    apart, largest = np.abs(D - D.conj().T).max(), np.abs(D).max()
+    if apart > tolerance * largest:
+        raise NumericalError(
+            f"columns by symmetry make D(q) Hermitian to {apart / largest:.2g} of max |D| at "
+            f"q = {np.round(q, 4).tolist()}, limit {tolerance:g}, the tolerance of the "
+            "long-range sums",
+            code="JM301",
+            fix="a smaller tolerance of the sums in the model card; relax without --no-relax",
+        )
+    return (D + D.conj().T) / 2
 
 
 def _turned(little, reverses, q, vectors):

@@ -30,15 +30,18 @@ class Matrices:
         return self.slopes(q, cell)
 
 
-def model_matrices(apply, params, system, *, group: Symmetry | None = None) -> Matrices:
+def model_matrices(
+    apply, params, system, *, group: Symmetry | None = None, tolerance: float = 0.0
+) -> Matrices:
     """D(q) of a potential, exact as its slopes are; each is compiled when it is first asked for.
 
-    group: of the crystal; then only the columns that symmetry leaves at q are computed.
+    group: of the crystal; then only the columns that symmetry leaves at q are computed, with the
+    tolerance of `symmetric_matrices`.
     """
     matrix, slope = dynamical_matrix(apply), dynamical_matrix_slopes(apply)
     values = lambda q: np.asarray(matrix(params, system, np.asarray(q)))
     if group is not None and group.n_ops > 1:
-        values = symmetric_matrices(apply, params, system, group)
+        values = symmetric_matrices(apply, params, system, group, tolerance=tolerance)
     return Matrices(
         values=values,
         slopes=lambda q, cell: np.asarray(slope(params, system, np.asarray(q))[1]),

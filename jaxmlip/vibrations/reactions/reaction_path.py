@@ -2,7 +2,8 @@
 
 Each step is an arc of the circle that is tangent to the gradient at both of its ends (Gonzalez and
 Schlegel, 1990, 10.1021/j100377a021): the next point has the lowest energy on a sphere about a
-pivot half a step ahead. The exact Hessian at the saddle, updated from gradients, guides it.
+pivot half a step ahead. The exact Hessian at the saddle (or what products with it have told),
+updated from gradients, guides it.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 from jaxmlip.errors import NumericalError, UsageError
 from jaxmlip.system import System
 from jaxmlip.vibrations.reactions import surface as surfaces
-from jaxmlip.vibrations.reactions.curvature import exact_hessian
+from jaxmlip.vibrations.reactions.curvature import Curvature, exact_hessian
 from jaxmlip.vibrations.reactions.quadratic import updated
 from jaxmlip.vibrations.reactions.stationary import StationaryPoint, search
 from jaxmlip.vibrations.reactions.surface import Surface
@@ -54,6 +55,7 @@ def reaction_path(
     project: bool = True,
     relax: bool = True,
     relax_fmax: float = 1e-4,
+    curvature: Curvature | None = None,
     saddle_fmax: float = 0.05,
     report: Callable | None = None,
     skin: float = 0.5,
@@ -64,8 +66,9 @@ def reaction_path(
     default its imaginary mode; forward is along it. step: amu^1/2 Å between points; steps: most
     points each way. A side ends where no force is above `fmax` (eV/Å) or the energy would rise.
     relax: relax both ends to minima (`relax_fmax`). report: called with (side, points, energy).
-    Takes one whole Hessian, and more for the ends. Raises `UsageError` if the forces at the start
-    are above `saddle_fmax`, `NumericalError` if there is no imaginary mode to leave it by.
+    curvature: default the whole Hessian of the saddle and more of the ends; `hessian_products()`
+    where they are too large. Raises `UsageError` if the forces at the start are above
+    `saddle_fmax`, `NumericalError` if there is no imaginary mode to leave it by.
     """
     if not (step > 0 and steps > 0):
         raise UsageError(f"step is {step}, steps {steps}; both must be positive")
@@ -80,14 +83,15 @@ def reaction_path(
             where="reaction_path",
             fix="find the transition state first",
         )
-    hessian = surfaces.flat_curvature(at) / np.outer(at.root_masses, at.root_masses)
+    hessian = _weighted_model(at, curvature or exact_hessian(), mode)
     away = _downhill_mode(at, hessian, mode)
     limits = {"step": step, "steps": steps, "fmax": fmax}
     sides = []
     for sign in (-1, 1):
         tell = (lambda n, e, s=sign: report(s, n, e)) if report else None
         sides.append(_descent(top, sign * away, hessian, report=tell, **limits))
-    ends = [_relaxed(points[-1].at, relax_fmax) for points, _, _ in sides] if relax else None
+    to_end = {"fmax": relax_fmax, "curvature": curvature or exact_hessian(4)}
+    ends = [_relaxed(points[-1].at, **to_end) for points, _, _ in sides] if relax else None
     return _joined(top, sides, ends)
 
 
@@ -109,6 +113,16 @@ class _Point:
 
 def _point(at):
     return _Point(at, *surfaces.slope(at))
+
+
+def _weighted_model(at, curvature, mode):
+    """The Hessian at the saddle [3 n_free, 3 n_free], mass-weighted, or what is known of it."""
+    if mode is None:
+        guess = np.random.default_rng(0).normal(size=3 * len(at.free))  # no symmetry hides it
+    else:
+        guess = _downhill_mode(at, None, mode) / at.root_masses
+    model, _ = curvature.model(at, None, guess, 0)
+    return model / np.outer(at.root_masses, at.root_masses)
 
 
 def _downhill_mode(at, hessian, mode):
@@ -192,9 +206,9 @@ def _on_sphere(arm, slope, hessian, radius):
     return new * radius / np.linalg.norm(new)
 
 
-def _relaxed(at, fmax):
+def _relaxed(at, *, fmax, curvature):
     """The minimum at an end; short steps, so that it stays in its valley."""
-    return search(at, order=0, curvature=exact_hessian(4), fmax=fmax, steps=300, trust=0.05)
+    return search(at, order=0, curvature=curvature, fmax=fmax, steps=300, trust=0.05)
 
 
 def _joined(top, sides, ends) -> ReactionPath:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmlip.errors import UsageError
+from jaxmlip.errors import DataError, UsageError
 from jaxmlip.vibrations.reactions import surface as surfaces
 from jaxmlip.vibrations.reactions.curvature import Curvature
 from jaxmlip.vibrations.reactions.quadratic import rational_step, updated
@@ -57,8 +57,10 @@ def search(
     [n_atoms, 3]; then the mode most like it. trust, kick: Å. Where forces vanish at a point of
     another order (a symmetric start), atoms are moved by `kick` along the mode that is wrong and
     the search goes on, at most `kicks` times. soft_cm1: imaginary modes below it do not count.
-    ceiling: eV above the start where a way uphill that has no end is given up.
+    ceiling: eV above the start where a way uphill that has no end is given up. Raises `DataError`
+    where the free atoms have no motions but rigid ones.
     """
+    _check_inner(at)
     goal = _Goal(order, curvature, fmax, steps, follow, _direction(at, follow), soft_cm1, kick)
     state = _State(at, *surfaces.slope(at), n_steps=1, trust=trust)
     ceiling = state.energy + ceiling
@@ -78,6 +80,15 @@ def search(
             high = "the way uphill has no end: " if state.energy > ceiling else ""
             return state.at, replace(info, reason=high + info.reason)
         state, kicks = replace(_kicked(state, info, found, goal), trust=trust), kicks - 1
+
+
+def _check_inner(at):
+    if not surfaces.inner_motions(at).shape[1]:
+        raise DataError(
+            f"{len(at.free)} free atom(s) have no motions but those of the whole",
+            where="search on the energy surface",
+            fix="a structure of two atoms or more; one atom moves against others that are held",
+        )
 
 
 class _Goal(NamedTuple):
