@@ -13,7 +13,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from jaxmlip import derivatives
 from jaxmlip.derivatives.first import with_forces
-from jaxmlip.derivatives.response import depends_on_field
+from jaxmlip.derivatives.response import check_field, depends_on_field
 from jaxmlip.errors import NumericalError, check_dtype
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.check import check_elements
@@ -32,7 +32,8 @@ class PotentialCalculator(Calculator):
     Charge, spin and field are read from atoms.info, as in `from_ase`. dtype: float64 needs
     jax_enable_x64, and is the default with it; float32 rounds total energies to 6e-8 of their
     size. elements: what the potential knows (None: not checked), as symbols or atomic numbers.
-    Forces are true derivatives: constraints are ASE's.
+    Forces are true derivatives: constraints are ASE's. `UsageError` JM110 for a field
+    along a periodic axis if they depended on the images of atoms (`derivatives.check_field`).
     """
 
     implemented_properties = [
@@ -55,6 +56,7 @@ class PotentialCalculator(Calculator):
         self.elements, self._name = elements, name
         self._planned = None  # the system that long-range sums were planned for
         self._take(potential.apply)
+        self._fields = set()  # what was found to have forces, in which field
         self._widths = {}  # number of atoms: neighbours per atom
         self._response = None  # charge, spin and field of the results at hand
         self._asked = self._asked_before = frozenset()  # what was asked of this and the last state
@@ -102,6 +104,7 @@ class PotentialCalculator(Calculator):
         self._response = _response(atoms)
         self._asked |= set(properties)
         system = self.system(atoms)
+        self._check_images(system, strained="stress" in self._asked)
         results = _to_numpy(self._function(atoms)(self.params, system), atoms)
         for key in set(properties) - set(results):
             raise PropertyNotImplementedError(
@@ -138,6 +141,16 @@ class PotentialCalculator(Calculator):
         self._plan(system)
         return system
 
+    def _check_images(self, system, *, strained=False):
+        """Of every set of atoms and field once."""
+        if not np.any(system.field):
+            return
+        known = (system.numbers.tobytes(), system.pbc.tobytes(), system.field.tobytes(), strained)
+        if known not in self._fields:
+            apply = bind(self.potential, system).apply
+            check_field(apply, self.params, system, strained=strained, where=self.name)
+            self._fields.add(known)
+
     # --- second derivatives, which ASE has no properties for -------------------------------------
 
     def get_hessian(self, atoms):
@@ -156,6 +169,7 @@ class PotentialCalculator(Calculator):
 
     def _second(self, name, atoms):
         system = self.system(atoms)
+        self._check_images(system)
         value = np.array(getattr(self, f"_{name}")(self.params, system), np.float64)
         _check_finite({name: value}, atoms)
         return value
