@@ -24,13 +24,28 @@ class PolarCrystal:
 
 
 def crystal_at_rest(
-    file, read, model, output: Output, *, primitive, symprec, relax, fixed_cell, limits, method
+    file,
+    read,
+    model,
+    output: Output,
+    *,
+    primitive,
+    symprec,
+    relax,
+    fixed_cell,
+    limits,
+    method,
+    in_waves=False,
 ):
-    """(ase.Atoms, the model, relax steps): the (primitive) cell, relaxed unless told not to."""
+    """(ase.Atoms, the model, relax steps): the (primitive) cell, relaxed unless told not to.
+
+    in_waves: the model is to follow waves of displacements, where it can.
+    """
     atoms = crystals.crystal_of(
         read, "spectra of periodic structures", file, output, primitive=primitive, symprec=symprec
     )
-    model = session.bound(crystals.for_elements(model, atoms.numbers), atoms)
+    few = crystals.for_elements(model, atoms.numbers, in_waves=in_waves)
+    model = session.bound(few, atoms)
     steps = 0
     if relax:
         from jaxmlip.md.cell import fixed_cell as no_strain
