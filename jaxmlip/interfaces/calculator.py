@@ -194,11 +194,24 @@ def _response(atoms):
 
 
 def _same_cells(old, new) -> bool:
-    """Whether a plan for `old` still serves: as many atoms, and lattice vectors within 2 %."""
+    """Whether a plan for `old` still serves.
+
+    As many atoms, lattice vectors within 2 %, and a slab that has grown by 5 % and 0.5 Å at most.
+    """
     if old is None or old.n_atoms != new.n_atoms or not np.array_equal(old.pbc, new.pbc):
+        return False
+    if _thickness(new) > 1.05 * _thickness(old) + 0.5:
         return False
     moved = np.linalg.norm(new.cell - old.cell, axis=-1)
     return bool((moved <= 0.02 * np.linalg.norm(old.cell, axis=-1)).all())
+
+
+def _thickness(system) -> float:
+    """Å from the lowest to the highest atom of a slab; 0 of all else."""
+    if system.pbc.sum() != 2:
+        return 0.0
+    normal = np.cross(*system.cell[0][system.pbc[0]])
+    return float(np.ptp(system.positions @ normal) / np.linalg.norm(normal))
 
 
 def _narrowed(system, width):

@@ -149,7 +149,7 @@ def minimise(
             coordinates=coordinates,
         )
         info = info_of(progress, aim)
-        raise_if_broken(progress, system.n_atoms)
+        raise_if_broken(progress, system.n_atoms, potential)
         if report is not None:
             report(info)
         if info.converged or info.n_steps >= steps or progress.idle >= aim.patience:

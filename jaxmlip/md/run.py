@@ -20,6 +20,7 @@ from jaxmlip.md.fields import check_forces
 from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, resized, widened
 from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of, without_drift
 from jaxmlip.md.observables import standard
+from jaxmlip.md.outcome import outgrown
 from jaxmlip.md.stepping import Goal, stepped
 from jaxmlip.system import System
 
@@ -262,5 +263,6 @@ def check_finite(run, motion, health) -> None:
     raise NumericalError(
         f"energy or forces are not finite after step {int(motion.step)} ({time:.1f} fs){first}",
         where="trajectory",
-        fix="a shorter time step, a relaxed start, or a potential that knows such structures",
+        fix="a shorter time step, a relaxed start, or a potential that knows such structures"
+        + outgrown(run.potential),
     )
