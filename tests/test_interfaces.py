@@ -190,6 +190,14 @@ def test_a_dipole_that_is_not_coupled_to_the_field_has_no_silent_zero_response(w
         calculator.get_born_charges(water)
 
 
+def test_an_energy_alone_that_is_not_finite_is_told(cluster):
+    """No atom can be named: that of a solver without a plan, say, is no sum over atoms."""
+    apply = lambda params, system: {"energy": jnp.nan * system.positions.sum()[None]}
+    cluster.calc = PotentialCalculator(Potential(None, apply, 4.0), {})
+    with pytest.raises(NumericalError, match="JM303 Ar4: energy is not finite: nan"):
+        cluster.get_potential_energy()
+
+
 # --- the cache -----------------------------------------------------------------------------------
 
 

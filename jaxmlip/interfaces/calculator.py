@@ -263,14 +263,15 @@ def _to_numpy(out, atoms):
 def _check_finite(out, atoms):
     """Raises `NumericalError`; quantities of atoms first, for they tell which."""
     for key, value in sorted(out.items(), key=lambda item: -np.size(item[1])):
-        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        value = np.atleast_1d(value)
+        bad = np.argwhere(~np.isfinite(value))
         if not len(bad):
             continue
         i = int(bad[0][0])
         per_atom = key in PER_ATOM or key == "hessian"
         where = f"atom {i} ({atoms.symbols[i]})" if per_atom else atoms.get_chemical_formula()
         raise NumericalError(
-            f"{key} is not finite: {value[i] if np.shape(value) else value}",
+            f"{key} is not finite: {value[i]}",
             where=where,
             code="JM303",
             fix="look at the geometry round this atom and at the elements that the potential knows",
