@@ -67,7 +67,7 @@ class PotentialCalculator(Calculator):
         self._forces = jax.jit(with_forces(apply))
         self._stress = jax.jit(derivatives.predict(apply))
         self._hessian = jax.jit(derivatives.hessian(apply))
-        self._born_charges = jax.jit(derivatives.born_charges(apply))
+        self._born_charges = _born_charges(derivatives.born_charges(apply))
         self._polarizability = jax.jit(derivatives.polarizability(apply))
 
     def _plan(self, system):
@@ -158,7 +158,7 @@ class PotentialCalculator(Calculator):
         return self._second("hessian", atoms)
 
     def get_born_charges(self, atoms):
-        """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e."""
+        """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e (`derivatives.born_charges`)."""
         self._check_field(atoms)
         return self._second("born_charges", atoms)
 
@@ -176,7 +176,6 @@ class PotentialCalculator(Calculator):
 
     def _check_field(self, atoms):
         """Without a coupling to the field every response would be zero, and no one would know."""
-        _check_molecule(atoms)
         system = self.system(atoms)
         if not depends_on_field(bind(self.potential, system).apply, self.params, system):
             raise PropertyNotImplementedError(
@@ -191,6 +190,12 @@ def _response(atoms):
         np.array2string(np.asarray(atoms.info.get(key, default)), precision=17)
         for key, default in (("charge", 0.0), ("spin", 1), ("field", np.zeros(3)))
     ]
+
+
+def _born_charges(born):
+    """Those of crystals look at what they are given, and compile what they need by themselves."""
+    compiled = jax.jit(born)
+    return lambda params, system: (born if system.pbc.any() else compiled)(params, system)
 
 
 def _same_cells(old, new) -> bool:
