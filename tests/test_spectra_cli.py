@@ -271,6 +271,24 @@ def test_raman_of_rock_salt_is_dark_and_of_a_polar_pair_is_not(folder, polar, ca
 
 
 @pytest.mark.slow
+def test_raman_of_a_crystal_asks_for_no_born_charges(folder, tmp_path, capsys):  # noqa: F811
+    """Charges that all atoms alike make up for have none; the polarisability does not mind."""
+    fields = POLAR | {"charges": True}
+    model = MACE(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    params = jax.jit(model.init)(jax.random.key(0), jaxmlip.from_ase(salt(), fields["cutoff"]))
+    path = str(tmp_path / "even.safetensors")
+    checkpoint.save(path, {"architecture": "MACE", "fields": fields}, params)
+    atoms = salt()
+    atoms.positions[1] += [0.1, 0.05, -0.02]
+    write("salt.xyz", atoms)
+    assert main(["raman", "salt.xyz", "--model", path, "--no-relax"]) == 0
+    found = result("salt_raman.json")
+    assert np.max(found["activities_A4_per_amu"]) > 0 and len(found["frequencies_cm1"]) == 3
+    assert main(["ir", "salt.xyz", "--model", path, "--no-relax", "--out", "ir"]) == 2
+    assert "all atoms alike" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_phonons_split_by_the_models_own_charges_as_ir_does(folder, polar):  # noqa: F811
     write("salt.xyz", salt())
     options = ["--model", polar, "--no-relax", "--imaginary", "ignore"]

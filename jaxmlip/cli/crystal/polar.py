@@ -64,16 +64,16 @@ def crystal_at_rest(
 
 
 def polar_crystal(atoms, model, output: Output, *, relax_steps=0, raman=False) -> PolarCrystal:
-    """Second derivatives of the crystal as it is: modes at Gamma, Born charges, eps_inf.
+    """Second derivatives of the crystal as it is: modes at Gamma, eps_inf, Born charges.
 
-    raman: with Raman tensors.
+    raman: with Raman tensors in place of Born charges.
     """
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.interfaces.phonons.symmetry import symmetry
 
     system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
     session.announce("raman of a crystal" if raman else "ir of a crystal", model, len(atoms))
-    with task("second derivatives, Born charges and the dielectric tensor"):
+    with task(f"second derivatives, {'Raman' if raman else 'Born charges and dielectric'} tensors"):
         out = _derivatives(system, model, raman)
     found = analysis.analysed(atoms, out, relax_steps, output)
     group = symmetry(atoms, tolerance=1e-3)
@@ -96,7 +96,7 @@ def _derivatives(system, model, raman) -> dict:
 
     apply, params = model.potential.apply, model.params
     has_alpha = session.predicts(model.card, "polarizability")
-    charged = point_charges(apply, params, system)
+    charged = not raman and point_charges(apply, params, system)
 
     def everything(params, system):
         out = d.predict(apply)(params, system)
@@ -105,7 +105,7 @@ def _derivatives(system, model, raman) -> dict:
             out["polarizability"] = d.polarizability(apply)(params, system)
         if raman:
             out["raman_tensors"] = d.raman_tensors(apply)(params, system)
-        if not charged:
+        if not (raman or charged):
             out["born_charges"] = d.born_charges(apply)(params, system)
         return out
 
