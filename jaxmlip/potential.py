@@ -152,11 +152,7 @@ def add_field(potential) -> Potential:
 
     def apply(params, system: System):
         out = dict(potential.apply(params, system))
-        if "dipole" not in out:
-            raise KeyError(
-                f"add_field needs a potential that predicts 'dipole'; this one "
-                f"predicts {sorted(out)}"
-            )
+        _owes(out, "add_field", "dipole")
         field, dtype = system.field, out["energy"].dtype
         work = (out["dipole"] * field).sum(-1)
         if "polarizability" in out:
