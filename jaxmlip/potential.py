@@ -148,6 +148,9 @@ def add_field(potential) -> Potential:
 
     E -> E - mu.F - F.alpha.F / 2. From then on the dipole is -dE/dF, and Born charges and
     polarisability are second derivatives of the same energy. `energies` stay without the field.
+    A finite field along a crystal needs a dipole that is blind to the images of atoms, which nobody
+    can see inside of `jit`: ask `derivatives.check_field` first, as the calculator, relaxations and
+    dynamics do.
     """
 
     def apply(params, system: System):
