@@ -5,10 +5,12 @@
     python -m benchmarks.electrostatics accuracy --systems salt1000 water1029 random512
     python -m benchmarks.electrostatics scaling --cores 1
 
-Every time stands beside the force error |F - F_exact| / |F_exact| measured in the same process;
-F_exact is jaxmlip's Ewald sum to 1e-9 (`--reference`). Peers have no planner: their settings are
-scanned from coarse to fine until the error is met, for every method and cutoff they have. Energy
-and forces, warm; the search for neighbours is left out. One line of JSON a measurement.
+Every time of `compare` stands beside the force error |F - F_exact| / |F_exact| measured in the same
+process; F_exact is jaxmlip's Ewald sum to 1e-9 (`--reference`). `scaling` measures times alone: its
+error is the one that the planner was asked for (`accuracy` and tests/test_mesh.py judge that).
+Peers have no planner: their settings are scanned from coarse to fine until the error is met, for
+every method and cutoff they have. Energy and forces, warm; the search for neighbours is left out.
+One line of JSON a measurement.
 """
 
 import argparse
@@ -71,7 +73,7 @@ def accuracy(given):
 
 
 def scaling(given):
-    """Time against n, in the order of the lattice and in none; the error is the planner's."""
+    """Time against n, in the order of the lattice and in none; the error is not measured."""
     given.peers = ["jaxmlip"]
     given.methods, given.cutoffs = given.methods or ["pme"], given.cutoffs or [5.0]
     for n in (1000, 8000, 64000):

@@ -102,6 +102,12 @@ def search(plan: ListPlan, system: System) -> Search:
     return Search(images, _most_in_bin(plan, index), most, _covered(plan, system))
 
 
+def with_edges(system: System, cutoff: float) -> System:
+    """A batch with all edges within the cutoff, Å (host)."""
+    found = jax.jit(search, static_argnums=0)(plan_list(system, cutoff), system)
+    return replace(system, edges=replace(found.edges, images=None))
+
+
 def _bin_of(plan, system):
     """Bin of each atom (one more for padding), lattice vectors taken off, and what is left."""
     graph, cell, pbc = system.graph, system.cell, system.pbc[system.graph]

@@ -148,15 +148,14 @@ def add_field(potential) -> Potential:
 
     E -> E - mu.F - F.alpha.F / 2. From then on the dipole is -dE/dF, and Born charges and
     polarisability are second derivatives of the same energy. `energies` stay without the field.
+    A finite field along a crystal needs a dipole that is blind to the images of atoms, which nobody
+    can see inside of `jit`: ask `derivatives.check_field` first, as the calculator, relaxations and
+    dynamics do.
     """
 
     def apply(params, system: System):
         out = dict(potential.apply(params, system))
-        if "dipole" not in out:
-            raise KeyError(
-                f"add_field needs a potential that predicts 'dipole'; this one "
-                f"predicts {sorted(out)}"
-            )
+        _owes(out, "add_field", "dipole")
         field, dtype = system.field, out["energy"].dtype
         work = (out["dipole"] * field).sum(-1)
         if "polarizability" in out:

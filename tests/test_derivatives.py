@@ -136,7 +136,7 @@ def test_born_charges_are_the_slope_of_the_dipole():
 
 
 def test_a_potential_without_a_dipole_cannot_be_coupled():
-    with pytest.raises(KeyError, match="predicts 'dipole'"):
+    with pytest.raises(UsageError, match="add_field: needs a potential that predicts dipole"):
         add_field(constant(1.0)).apply(jnp.ones(()), SYSTEM)
 
 

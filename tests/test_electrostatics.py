@@ -279,6 +279,52 @@ def frames(name):
         yield np.array(lattice.split(), float).reshape(3, 3), energy, rows
 
 
+MADELUNG = 1.7475645946331821906  # of rock salt, e.g. the data of ScaFaCoS
+
+
+@needs_data
+def test_a_thousand_ions_of_openmm_are_rock_salt():
+    text = (DATA / "openmm_nacl_crystal.dat").read_text()
+    positions = 10 * np.array(re.findall(r"-?\d+\.\d+", text), float).reshape(-1, 3)
+    charges = np.repeat([1.0, -1.0], 500)
+    system = build(positions, np.eye(3) * 28.2, 9.0)
+    found = energies(ewald(system, 9.0, 1e-8), system, charges)[0]
+    assert_allclose(found, -500 * MADELUNG / 2.82, rtol=1e-9)
+
+
+@needs_data
+@pytest.mark.slow
+def test_every_one_of_10648_ions_has_the_madelung_potential():
+    """The file tells how to make them: 22³ on a grid, charges that alternate, what each feels."""
+    root = ElementTree.fromstring(gzip.open(DATA / "scafacos_3d-periodic_nacl_10648.xml.gz").read())
+    expected = float(next(root.iter("potentials")).get("value").split()[1])
+    grid = np.stack(np.meshgrid(*[np.arange(22)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    charges, system = 1.0 - 2 * (grid.sum(1) % 2), build(grid + 0.5, 22 * np.eye(3), 4.0)
+    solver = pme(system, 4.0, 1e-5, charges=charges)
+    _, (dr, dq, _) = slopes(solver, system, charges)
+    assert_allclose(dq, -charges * expected, atol=1e-5)
+    assert np.abs(dr).max() < 1e-5
+
+
+@needs_data
+@pytest.mark.slow
+def test_slabs_are_crystals_with_much_vacuum_and_the_term_of_yeh_and_berkowitz():
+    """Five slabs with charges that somebody else has given them: + 2 pi M²/V, 10.1063/1.479595,
+    where waves along the slab have died away, exp(-2 pi (c - h)/a)."""
+    lines = iter((DATA / "jaxpme_mad15_2d_slabs.xyz").read_text().splitlines())
+    for count in lines:
+        header = next(lines)
+        rows = np.array([[float(x) for x in next(lines).split()[1:5]] for _ in range(int(count))])
+        cell = np.array(re.search('Lattice="([^"]*)"', header).group(1).split(), float)
+        cell, positions = cell.reshape(3, 3), rows[:, :3]
+        charges = rows[:, 3] - rows[:, 3].mean()
+        systems = [build(positions, cell, 6.0, pbc) for pbc in (SLAB, CRYSTAL)]
+        slab, deep = (energies(ewald(s, 6.0, 1e-9), s, charges)[0] for s in systems)
+        term = 2 * np.pi * (charges @ positions[:, 2]) ** 2 / np.linalg.det(cell)
+        assert abs(term) > 1e-4
+        assert_allclose(slab, deep + term, atol=1e-10)
+
+
 @needs_data
 @pytest.mark.slow
 def test_gromacs_and_espresso_frames():

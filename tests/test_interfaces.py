@@ -15,9 +15,10 @@ from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from numpy.testing import assert_allclose
+from structures import toy, triclinic
 
 import jaxmlip
-from jaxmlip.errors import DataError, ModelError, NumericalError, PrecisionError
+from jaxmlip.errors import DataError, ModelError, NumericalError, PrecisionError, UsageError
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.calculator import PotentialCalculator
 from jaxmlip.interfaces.read import read_structure, read_structures
@@ -170,8 +171,6 @@ def test_the_dipole_of_a_periodic_structure_is_refused(water):
     water.pbc = [True, True, False]
     with pytest.raises(PropertyNotImplementedError, match="periodic"):
         water.get_dipole_moment()
-    with pytest.raises(PropertyNotImplementedError, match="periodic"):
-        water.calc.get_born_charges(water)
     assert np.isfinite(water.get_forces()).all()
 
 
@@ -188,6 +187,25 @@ def test_a_dipole_that_is_not_coupled_to_the_field_has_no_silent_zero_response(w
     calculator = PotentialCalculator(Potential(model.init, blind, model.cutoff), {})
     with pytest.raises(PropertyNotImplementedError, match="add_field"):
         calculator.get_born_charges(water)
+
+
+def test_an_energy_alone_that_is_not_finite_is_told(cluster):
+    """No atom can be named: that of a solver without a plan, say, is no sum over atoms."""
+    apply = lambda params, system: {"energy": jnp.nan * system.positions.sum()[None]}
+    cluster.calc = PotentialCalculator(Potential(None, apply, 4.0), {})
+    with pytest.raises(NumericalError, match="JM303 Ar4: energy is not finite: nan"):
+        cluster.get_potential_energy()
+
+
+def test_a_crystal_has_born_charges_and_a_polarisability():
+    """Of rigid ions: their charges; a cell with a dipole of its own is none of the matter."""
+    salt = ase.build.bulk("NaCl", "rocksalt", a=3.6)
+    calculator = PotentialCalculator(ionic(), {})
+    assert_allclose(calculator.get_born_charges(salt), [np.eye(3), -np.eye(3)], atol=1e-12)
+    assert_allclose(calculator.get_polarizability(salt), ALPHA * np.eye(3), atol=1e-12)
+    shared = PotentialCalculator(add_field(toy()), {})  # what one atom loses all others get
+    with pytest.raises(UsageError, match="JM110"):
+        shared.get_born_charges(triclinic())
 
 
 # --- the cache -----------------------------------------------------------------------------------

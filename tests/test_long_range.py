@@ -20,6 +20,7 @@ from jaxmlip.electrostatics import bonded_fragments, coulomb, ewald, inverse_pow
 from jaxmlip.electrostatics.equilibration import equilibration
 from jaxmlip.errors import ModelError, NumericalError, UsageError
 from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.calculator import PotentialCalculator
 from jaxmlip.models import checkpoint, plans
 from jaxmlip.neighbors import edges_within
 from jaxmlip.nn.charges import Transfers, flow, share_charge
@@ -353,15 +354,15 @@ def test_slope_and_curvature_of_mace_with_ewald_are_those_of_its_energy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pme", "equilibration"])
-def test_slope_and_curvature_of_other_long_range_models(kind):
-    from jaxmlip.electrostatics.mesh import pme
-
-    model = small(dipole=kind == "pme", equilibration=kind != "pme", formal_charges=(1.0, -1.0))
+@pytest.mark.parametrize("order", [6, 8, None], ids=["pme 6", "pme 8", "equilibration"])
+def test_slope_and_curvature_of_other_long_range_models(order):
+    """Splines of order 6 have four continuous derivatives."""
+    mesh = order is not None
+    model = small(dipole=mesh, equilibration=not mesh, formal_charges=(1.0, -1.0))
     system = from_ase(salt(), model.cutoff)
     params = jax.jit(model.init)(KEY, system)
-    if kind == "pme":
-        potential = add_electrostatics(model, pme(system, model.cutoff, 1e-4, order=8))
+    if mesh:
+        potential = add_electrostatics(model, pme(system, model.cutoff, 1e-4, order=order))
     else:
         solver = ewald(system, model.cutoff, 1e-4)
         widths = {11: 0.4, 17: 0.45}
@@ -463,6 +464,40 @@ def test_a_cell_that_outgrew_its_plan_is_refused_and_never_summed_coarsely(plan)
     assert np.isnan(energy(grown(1.0), charges)).all() and np.isnan(slope.positions).all()
     with pytest.raises(UsageError, match="JM532.*planned for other cells"):
         solver(grown(1.0), charges)
+
+
+def ions_of_a_layer(lift=0.0):
+    """A square layer of rock salt; one ion lifted, Å."""
+    layer = Atoms("NaClNaCl", [[0, 0, 0], [2.6, 0, 0], [2.6, 2.6, 0], [0, 2.6, 0]], pbc=(1, 1, 0))
+    layer.set_cell([5.2, 5.2, 30])
+    layer.positions[1, 2] += lift
+    return layer
+
+
+def test_a_slab_may_grow_by_a_cutoff_and_no_further():
+    cutoff, of = 4.0, lambda lift: from_ase(ions_of_a_layer(lift), 4.0)
+    charges = np.array([1.0, -1.0, 1.0, -1.0])
+    solver = ewald(of(0.0), cutoff, 1e-5)
+    energy = jax.jit(solver)
+    again = ewald(of(3.9), cutoff, 1e-5)
+    assert_allclose(energy(of(3.9), charges), again(of(3.9), charges), rtol=1e-5)
+    assert np.isnan(energy(of(4.1), charges)).all()
+    with pytest.raises(UsageError, match="JM532.*4.10 Å along its open axis.*up to 4.00"):
+        solver(of(4.1), charges)
+
+
+def test_the_calculator_plans_anew_for_a_slab_that_has_grown():
+    def plan(system):
+        charges = lambda s: jnp.where(s.numbers == 11, 1.0, -1.0)
+        solver = ewald(system, 4.0, 1e-5)
+        return Potential(None, lambda p, s: {"energy": solver(s, charges(s))}, 4.0)
+
+    planned = plans.planned_later(plan, None, 4.0)
+    calculator = PotentialCalculator(planned, {})
+    calculator.get_potential_energy(ions_of_a_layer())
+    grown = ions_of_a_layer(9.0)
+    fresh = PotentialCalculator(planned, {}).get_potential_energy(grown)
+    assert calculator.get_potential_energy(grown) == fresh
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -183,21 +183,27 @@ def test_a_line_that_ends_at_gamma_has_the_longitudinal_mode_of_the_models_own_f
 
 
 def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
+    """Of the models that have any: what waves do not pass is refused or replaced before."""
     from types import SimpleNamespace
 
+    from jaxmlip.cli.crystal import waves
     from jaxmlip.cli.crystal.own_field import in_matrices
 
     atoms, z = bulk("CsCl", "cesiumchloride", a=4.1), np.array([1.0, -1.0])[:, None, None]
     fields = {"elements": (17, 55)}
     short, response = pair_sum(atoms, 2 * SIGMA), {"charges": z * np.eye(3), "eps": np.eye(3)}
-    for card, asked in (
-        ({"architecture": "MACE", "fields": fields}, False),
-        ({"architecture": "MACE", "fields": fields, "electrostatics": {"method": "pme"}}, True),
-        ({"architecture": "LongRangeMACE", "fields": fields}, True),
-    ):
+    mace, mesh = {"architecture": "MACE", "fields": fields}, {"method": "pme", "tolerance": 1e-3}
+    ewald = waves.without_mesh(mace | {"electrostatics": mesh | {"dipoles": 0.1}})
+    assert ewald["electrostatics"] == {"method": "ewald", "tolerance": 1e-3}
+    for card, asked in ((mace, False), (ewald, True)):
         counted, model = Counted(short), SimpleNamespace(card=card)
+        assert waves.follows(card) and not waves.meshed(card)
         assert not in_matrices(None, model, atoms, D=counted, **response)
         assert (counted.n > 0) == asked
+    far = {"architecture": "LongRangeMACE", "fields": fields}
+    flows = mace | {"electrostatics": mesh | {"equilibration": {}}}
+    for card in (far, flows):
+        assert not waves.follows(card) and not waves.meshed(card)
 
 
 def test_modes_too_slow_to_have_a_displacement_are_counted():

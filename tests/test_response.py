@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.fd import calculate_numerical_forces
 from numpy.testing import assert_allclose
 from structures import toy, triclinic
 
 import jaxmlip
-from jaxmlip import derivatives
+from jaxmlip import derivatives, md
 from jaxmlip.derivatives.bloch.supercell import repeated
 from jaxmlip.electrostatics import pme
 from jaxmlip.errors import UsageError
 from jaxmlip.interfaces.ase import from_ase
+from jaxmlip.interfaces.calculator import PotentialCalculator
 from jaxmlip.potential import Potential, add_electrostatics, add_field
 from jaxmlip.system import (
     at_receivers,
@@ -212,6 +214,76 @@ def test_forces_and_stress_in_a_field_are_slopes_of_the_energy_in_that_field():
     volume = abs(np.linalg.det(SYSTEM.cell[0]))
     assert_allclose(along, volume * (out["stress"] * e).sum(), atol=1e-6)
     assert np.abs(out["forces"] - in_field(REST, NONE, 0 * FIELD)["forces"]).max() > 1e-3
+
+
+IN_FIELD = replace(SYSTEM, field=FIELD)
+
+
+def test_forces_in_a_field_do_not_ask_at_which_images_atoms_are_listed():
+    """Those of bonds; what point charges say depends on it, so nobody is told it."""
+    from jaxmlip.derivatives.response.images import other_images
+
+    at = lambda model, system: jax.jit(jaxmlip.forces(model.apply))({}, system)
+    elsewhere = other_images(IN_FIELD)[0]
+    assert_allclose(at(BONDS, elsewhere), at(BONDS, IN_FIELD), atol=1e-12)
+    assert np.abs(at(POINTS, elsewhere) - at(POINTS, IN_FIELD)).max() > 0.05
+    derivatives.check_field(BONDS.apply, {}, IN_FIELD, strained=True)
+    derivatives.check_field(POINTS.apply, {}, SYSTEM)  # without a field nothing is asked
+
+
+@pytest.mark.parametrize("model", [POINTS, add_field(toy())], ids=["transfer", "toy"])
+def test_a_field_along_a_crystal_of_point_charges_is_refused_before_anything_is_computed(model):
+    atoms, refused = crystal(), pytest.raises(UsageError, match="JM110.*images at which atoms")
+    atoms.info["field"] = FIELD[0]
+    system = from_ase(atoms, model.cutoff)
+    atoms.calc = PotentialCalculator(model, {})
+    for ask in (
+        atoms.get_forces,
+        lambda: atoms.calc.get_hessian(atoms),
+        lambda: md.relax(model, {}, system),
+        lambda: md.relax_cell(model, {}, system),
+        lambda: md.relax_batch(model, {}, system),
+        lambda: md.prepare(model, {}, system, md.nve(dt=1.0), masses=atoms.get_masses()),
+    ):
+        with refused:
+            ask()
+    field = lambda t: 0.1 * jnp.sin(t) * jnp.array([1.0, 0, 0])  # none at the start
+    with refused:
+        masses, still = atoms.get_masses(), replace(system, field=0 * FIELD)
+        md.prepare(model, {}, still, md.nve(dt=1.0), masses=masses, field=field)
+
+
+def test_a_field_across_a_slab_of_point_charges_has_forces():
+    """Open axes have no images: there charges times positions are a dipole like any other."""
+    slab = Atoms("OCN", crystal().positions, cell=np.diag([2.7, 2.9, 9.0]), pbc=(1, 1, 0))
+    slab.info["field"] = [0, 0, 0.1]
+    slab.calc = PotentialCalculator(POINTS, {})
+    numerical = calculate_numerical_forces(slab, eps=1e-4)
+    assert_allclose(slab.get_forces(), numerical, atol=1e-7)  # h² of a smooth energy
+    slab.info["field"] = [0, 0.01, 0.1]
+    with pytest.raises(UsageError, match="JM110"):
+        slab.get_forces()
+
+
+def test_constant_charges_have_forces_in_a_field_and_no_stress():
+    """The force is q F wherever the ion is listed; the stress is not: -F sum q r / V."""
+    model = with_formal_charges(BONDS)
+    derivatives.check_field(model.apply, {}, IN_FIELD)
+    with pytest.raises(UsageError, match="JM110.*stress"):
+        derivatives.check_field(model.apply, {}, IN_FIELD, strained=True)
+
+
+def test_dynamics_and_relaxation_in_a_field_are_those_of_one_energy():
+    run = md.prepare(BONDS, {}, IN_FIELD, md.nve(dt=0.1), masses=crystal().get_masses())
+    motion = md.thermal_motion(run.system, run.bodies, jax.random.key(0), temperature=100.0)
+    *_, end = md.trajectory(run, motion, steps=200, block=200, record=1)
+    spread = {k: np.ptp(end.records[k]) for k in ("energy", "conserved_energy")}
+    assert spread["conserved_energy"] < 1e-4 * spread["energy"]  # (omega dt)² / 8 of Verlet
+    relaxed, info = md.relax(BONDS, {}, IN_FIELD, fmax=1e-4)
+    assert info.converged
+    pull = jax.jit(jaxmlip.forces(BONDS.apply))
+    assert np.abs(pull({}, relaxed)).max() <= 1e-4
+    assert np.abs(pull({}, replace(relaxed, field=0 * FIELD))).max() > 1e-3
 
 
 def test_born_charges_are_forces_of_a_field_and_dipoles_of_a_displacement(charges_of_bonds):

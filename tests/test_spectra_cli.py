@@ -15,7 +15,7 @@ from jaxmlip import pretrained
 from jaxmlip.cli.compare import read_curve, scaled
 from jaxmlip.cli.main import main
 from jaxmlip.errors import DataError, UsageError
-from jaxmlip.models import MACE, checkpoint
+from jaxmlip.models import MACE, LongRangeMACE, checkpoint
 
 POLAR = {
     "elements": [11, 17],
@@ -171,20 +171,78 @@ def test_ir_of_a_crystal_from_structure_to_files(folder, polar, capsys):  # noqa
     assert "epsilon_imaginary_0" in table.dtype.names and len(table) > 100
 
 
+def ions(folder, architecture=MACE, **card):
+    """The path of ions on springs of random weights, with the long-range terms of a card."""
+    fields = POLAR | {"polarizability": False, "atomic_dipoles": False, "charges": True}
+    fields |= {"formal_charges": [0.7, -0.7]}
+    if architecture is not MACE:
+        fields = POLAR | {"n_layers": 2, "hidden_l": 1, "polarizability": False}
+    model = architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    params = jax.jit(model.init)(jax.random.key(0), jaxmlip.from_ase(salt(), fields["cutoff"]))
+    path = str(folder / "ions.safetensors")
+    card = {"architecture": architecture.__name__, "fields": fields, "name": "ions", **card}
+    checkpoint.save(path, card, params)
+    write("salt.xyz", salt())
+    return path
+
+
+def test_a_field_of_waves_is_not_added_to_matrices_that_have_it(folder, tmp_path, capsys):  # noqa: F811
+    path = ions(tmp_path, electrostatics={"method": "ewald", "tolerance": 1e-3})
+    (folder / "BORN").write_text("14.4\n")
+    assert main(["phonons", "salt.xyz", "--model", path, "--born", "BORN"]) == 2
+    told = capsys.readouterr().err
+    assert "there twice" in told and "leave out --born" in told and "relax" not in told
+
+
+FLOWS = {"method": "ewald", "equilibration": {"widths": {"11": 1.0, "17": 1.0}}}
+
+
+@pytest.mark.parametrize("command", ["ir", "phonons", "qha"])
+def test_charges_that_follow_no_wave_are_refused_before_anything_is_computed(
+    command, folder, tmp_path, capsys
+):  # noqa: F811
+    path = ions(tmp_path, electrostatics=FLOWS)
+    assert main([command, "salt.xyz", "--model", path]) == 6
+    told = capsys.readouterr().err
+    assert "JM533" in told and "equilibrated" in told and "--force-constants" in told
+    assert "relax" not in told
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_spectrum_of_its_ewald_sum(folder, tmp_path, capsys):  # noqa: F811
+    far = {"tolerance": 1e-6, "cutoff": 5.0}
+    run = ["ir", "salt.xyz", "--no-relax", "--direction", "0 0 1", "--overwrite", "--model"]
+    found = []
+    for method in ("ewald", "pme"):
+        path = ions(tmp_path, electrostatics={"method": method, **far})
+        assert main([*run, path]) == 0
+        found.append(result("salt_ir.json"))
+    assert "takes the place of the model's mesh" in capsys.readouterr().err
+    for key in ("frequencies_cm1", "lo_frequencies_cm1", "born_charges_e"):
+        assert_allclose(found[1][key], found[0][key], rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_where_waves_feel_no_far_charges_there_are_transverse_modes(folder, tmp_path, capsys):  # noqa: F811
+    path = ions(tmp_path, LongRangeMACE)
+    assert main(["phonons", "salt.xyz", "--model", path]) == 6
+    assert "JM533" in capsys.readouterr().err
+    run = ["ir", "salt.xyz", "--model", path, "--no-relax", "--epsilon-infinity", "2"]
+    assert main(run) == 0
+    assert "transverse modes alone" in capsys.readouterr().err
+    found = result("salt_ir.json")
+    assert found["lo_frequencies_cm1"] is None and found["nonanalytic"] is None
+    to, charges = np.array(found["frequencies_cm1"]), np.array(found["born_charges_e"])
+    assert_allclose(to, to[0], rtol=1e-6)  # the box of waves is not cubic, to its tolerance
+    assert np.abs(charges.sum(0)).max() < 1e-8 < np.abs(charges).max()
+    assert found["intensities_km_mol"][0] > 0
+
+
 @pytest.mark.slow
 def test_longitudinal_modes_of_ions_with_an_ewald_sum_are_not_screened_twice(folder, tmp_path):  # noqa: F811
     """eps_inf of rigid ions is 1: w_LO² - w_TO² = 4 pi k Z² / (V mu), which D(q -> 0) has, too
     (`test_longitudinal_optical_modes_of_rigid_ions_are_split_from_transverse_ones`)."""
-    fields = POLAR | {"charges": True, "atomic_dipoles": False, "formal_charges": [0.7, -0.7]}
-    fields["polarizability"] = False
-    model = MACE(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    system = jaxmlip.from_ase(salt(), fields["cutoff"])
-    params = jax.jit(model.init)(jax.random.key(0), system)
-    ewald = {"method": "ewald", "tolerance": 1e-8, "cutoff": 5.0}
-    card = {"architecture": "MACE", "fields": fields, "electrostatics": ewald, "name": "ions"}
-    path = str(tmp_path / "ions.safetensors")
-    checkpoint.save(path, card, params)
-    write("salt.xyz", salt())
+    path = ions(tmp_path, electrostatics={"method": "ewald", "tolerance": 1e-8, "cutoff": 5.0})
     assert main(["ir", "salt.xyz", "--model", path, "--no-relax", "--direction", "0 0 1"]) == 0
     found = result("salt_ir.json")
     assert found["nonanalytic"].startswith("in the dynamical matrices")
@@ -210,6 +268,24 @@ def test_raman_of_rock_salt_is_dark_and_of_a_polar_pair_is_not(folder, polar, ca
     found = result("polar_raman.json")
     assert np.max(found["activities_A4_per_amu"]) > 1e-6 and found["laser_nm"] == 785
     assert len(found["frequencies_cm1"]) == 3
+
+
+@pytest.mark.slow
+def test_raman_of_a_crystal_asks_for_no_born_charges(folder, tmp_path, capsys):  # noqa: F811
+    """Charges that all atoms alike make up for have none; the polarisability does not mind."""
+    fields = POLAR | {"charges": True}
+    model = MACE(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    params = jax.jit(model.init)(jax.random.key(0), jaxmlip.from_ase(salt(), fields["cutoff"]))
+    path = str(tmp_path / "even.safetensors")
+    checkpoint.save(path, {"architecture": "MACE", "fields": fields}, params)
+    atoms = salt()
+    atoms.positions[1] += [0.1, 0.05, -0.02]
+    write("salt.xyz", atoms)
+    assert main(["raman", "salt.xyz", "--model", path, "--no-relax"]) == 0
+    found = result("salt_raman.json")
+    assert np.max(found["activities_A4_per_amu"]) > 0 and len(found["frequencies_cm1"]) == 3
+    assert main(["ir", "salt.xyz", "--model", path, "--no-relax", "--out", "ir"]) == 2
+    assert "all atoms alike" in capsys.readouterr().err
 
 
 @pytest.mark.slow

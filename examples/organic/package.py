@@ -22,8 +22,8 @@ LIMITS = [
     "atoms. No ions, radicals, excited states, metals or crystals.",
     "As good as GFN2-xTB at best: frequencies and intensities carry the errors of that method "
     "against experiment, and are harmonic.",
-    "Interactions end at the cutoff and two message-passing steps: no long-range electrostatics. "
-    "Only small dimers were seen, so liquids and clusters are extrapolation.",
+    "The energy of an atom sees others up to 10 Å away (two steps of 5 Å): no long-range "
+    "electrostatics. Only small dimers were seen, so liquids and clusters are extrapolation.",
     "Bonds were stretched to about 1.5 times their length; dissociation is extrapolation.",
 ]
 

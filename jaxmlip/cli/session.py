@@ -116,15 +116,30 @@ def open_model(
     )
 
 
-def bound(model: Opened, *structures) -> Opened:
-    """The model with its long-range sums planned for these structures; itself if it has none."""
-    if getattr(model.potential, "plan", None) is None:
-        return model
+def bound(model: Opened, *structures, strained: bool = False) -> Opened:
+    """The model with its long-range sums planned for these structures; itself if it has none.
+
+    Crystals in a field that has no forces there (strained: or no stress) are refused.
+    """
+    import numpy as np
+
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.potential import bind
 
-    systems = [from_ase(a, model.potential.cutoff, dtype=model.dtype) for a in structures]
-    return replace(model, potential=bind(model.potential, systems))
+    to_system = lambda a: from_ase(a, model.potential.cutoff, dtype=model.dtype)
+    if getattr(model.potential, "plan", None) is not None:
+        model = replace(model, potential=bind(model.potential, [*map(to_system, structures)]))
+    for atoms in structures:
+        if atoms.pbc.any() and np.any(atoms.info.get("field", 0)):
+            check_field(model, to_system(atoms), strained=strained)
+    return model
+
+
+def check_field(model: Opened, system, *, strained: bool) -> None:
+    from jaxmlip import derivatives
+
+    how = {"strained": strained, "where": f"model '{model.name}'"}
+    derivatives.check_field(model.potential.apply, model.params, system, **how)
 
 
 def has_dipole(card: dict) -> bool:

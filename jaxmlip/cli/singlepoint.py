@@ -40,7 +40,7 @@ def singlepoint(
     session.start(x64=dtype == Dtype.float64)
     opened = session.open_model(model, dtype)
     frames = session.read_all(file, opened, output)
-    opened = session.bound(opened, *frames)
+    opened = session.bound(opened, *frames, strained=True)
     session.announce("singlepoint", opened, max(map(len, frames)))
     with task(f"computing {len(frames)} structure{'s' if len(frames) > 1 else ''}") as tell:
         frames = list(_computed(frames, opened, tell))

@@ -17,6 +17,7 @@ from jaxmlip.derivatives.heat_flux import heat_flux
 from jaxmlip.derivatives.response import (
     CrystalResponse,
     born_charges,
+    check_field,
     crystal_response,
     current,
     dielectric,
@@ -40,6 +41,7 @@ __all__ = [
     "CrystalResponse",
     "ElasticConstants",
     "born_charges",
+    "check_field",
     "crystal_response",
     "cubic_force_constants",
     "current",

@@ -115,7 +115,8 @@ def _check_system(system, widths):
             "equilibrated charges follow a wave through all cells, which the doors of one "
             "primitive cell cannot carry",
             where="equilibration",
-            fix="dynamical_matrix_supercell",
+            fix="for D(q) derivatives.dynamical_matrix_supercell; crystals of charges that flow to "
+            "anywhere have no Born charges and no current",
         )
     if system.edges is not None and system.edges.halo is not None:
         raise UsageError("the system is spread over devices", where="equilibration")

@@ -47,8 +47,9 @@ def ewald(
 
     Crystals with a total charge have a neutralising background; slabs have none, and no dipole
     term (vacuum on both sides, infinitely far). Energies of slabs do not depend on the cell
-    vector of the open axis. Raises `UsageError` where edges are missing or shorter than told, and
-    for wires; `ResourceError` where the cutoff is too short for the tolerance.
+    vector of the open axis; they may get thicker by one cutoff before another plan is owed.
+    Raises `UsageError` where edges are missing or shorter than told, and for wires;
+    `ResourceError` where the cutoff is too short for the tolerance.
     """
     return _planned(system, cutoff, tolerance, 1, units.coulomb_constant, exclude)
 
@@ -154,7 +155,7 @@ def _splitting(structures, cutoff, tolerance, power):
         structures, power=power, alpha=alpha, tolerance=GROWN * tolerance / 2
     )
     open_heights = [s.height for s in structures if s.open_axis is not None]
-    height = 2 * (1.1 * max(open_heights) + 1.2 * cutoff) if open_heights else 0.0
+    height = 2 * (max(open_heights) + 2 * cutoff) if open_heights else 0.0
     box = planning.wave_box(structures, longest, height)
     return {
         "kernel": InversePower(power, alpha),

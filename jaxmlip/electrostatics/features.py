@@ -36,7 +36,8 @@ def exterior(solver: Callable):
             raise UsageError(
                 "potentials of far sources do not follow a displacement wave",
                 where="exterior",
-                fix="dynamical_matrix_supercell",
+                fix="for D(q) derivatives.dynamical_matrix_supercell; for Born charges and "
+                "currents of crystals dipoles of atoms alone (`charges: false`)",
             )
         return jax.vmap(lambda q: of_one(system, q), in_axes=1, out_axes=-1)(sources)
 

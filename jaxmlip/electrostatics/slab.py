@@ -9,6 +9,9 @@ widths of the Gaussian, they feel no image: the sum is that of two dimensions, t
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.errors import UsageError
 
 
 def slab_cell(cell, pbc, axes, height: float):
@@ -40,10 +43,29 @@ def slab_transform(alpha: float, m, k, pbc, height: float):
 
 
 def too_thick(positions, real, cell, pbc, axes, needed: float, height: float):
-    """[n_graphs] True where a slab's atoms come within `needed` Å of the middle of the period."""
+    """[n_graphs] True where a slab's atoms come within `needed` Å of the middle of the period.
+
+    Raises `UsageError` JM532 where the positions are known.
+    """
     slab = (axes == 2)[:, None] & ~pbc
     normal = jnp.where(slab[..., None], cell, 0).sum(1) / height
     z = jax.lax.stop_gradient(jnp.einsum("gna,ga->gn", positions, normal))
     top = jnp.where(real, z, -jnp.inf).max(1)
     bottom = jnp.where(real, z, jnp.inf).min(1)
-    return (axes == 2) & (top - bottom > height / 2 - needed)
+    thick = (axes == 2) & (top - bottom > height / 2 - needed)
+    if not isinstance(thick, jax.core.Tracer):
+        _check(np.asarray(thick), np.asarray(top - bottom), height / 2 - needed)
+    return thick
+
+
+def _check(thick, heights, most: float):
+    if not thick.any():
+        return
+    graph = int(thick.argmax())
+    raise UsageError(
+        f"structure {graph} reaches over {heights[graph]:.2f} Å along its open axis; the sum was "
+        f"planned for up to {most:.2f} Å",
+        where="ewald",
+        fix="plan it for this slab: jaxmlip.bind(potential, system), or a new solver",
+        code="JM532",
+    )

@@ -7,8 +7,9 @@ A solver is a frozen, hashable object, planned on the host for the cells and the
 with charges [n_atoms] in e and dipoles [n_atoms, 3] in e Å. It is pure: `jit`, `vmap` and `grad` of
 any order, with respect to positions, strain, charges and dipoles. Where a structure is not what
 was planned (more atoms, another periodicity, a cell grown so large that forces err by ten times
-what was planned), its energy and all derivatives are NaN, and those of no other structure of the
-batch; outside of `jit` a cell that has grown raises `UsageError`.
+what was planned, a slab grown as thick as its images allow), its energy and all derivatives are
+NaN, and those of no other structure of the batch; outside of `jit` what has grown raises
+`UsageError`.
 """
 
 from dataclasses import replace

@@ -15,8 +15,9 @@ def from_ase(
     """A `System` of one structure from `ase.Atoms`, with edges within `cutoff` Å (None: no edges).
 
     Charge, spin multiplicity and field (V/Å) are read from atoms.info 'charge', 'spin', 'field'
-    (defaults 0, 1, 0). dtype defaults to JAX's own (float64 with x64, else float32). Missing cell
-    vectors become unit normals. Raises `DataError` for input that cannot be meant (see
+    (defaults 0, 1, 0; for a field along a periodic axis see `derivatives.check_field`). dtype
+    defaults to JAX's own (float64 with x64, else float32). Missing cell vectors
+    become unit normals. Raises `DataError` for input that cannot be meant (see
     `jaxmlip.interfaces.check`).
     """
     import jax

@@ -13,7 +13,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from jaxmlip import derivatives
 from jaxmlip.derivatives.first import with_forces
-from jaxmlip.derivatives.response import depends_on_field
+from jaxmlip.derivatives.response import check_field, depends_on_field
 from jaxmlip.errors import NumericalError, check_dtype
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.check import check_elements
@@ -32,7 +32,8 @@ class PotentialCalculator(Calculator):
     Charge, spin and field are read from atoms.info, as in `from_ase`. dtype: float64 needs
     jax_enable_x64, and is the default with it; float32 rounds total energies to 6e-8 of their
     size. elements: what the potential knows (None: not checked), as symbols or atomic numbers.
-    Forces are true derivatives: constraints are ASE's.
+    Forces are true derivatives: constraints are ASE's. `UsageError` JM110 for a field
+    along a periodic axis if they depended on the images of atoms (`derivatives.check_field`).
     """
 
     implemented_properties = [
@@ -55,6 +56,7 @@ class PotentialCalculator(Calculator):
         self.elements, self._name = elements, name
         self._planned = None  # the system that long-range sums were planned for
         self._take(potential.apply)
+        self._fields = set()  # what was found to have forces, in which field
         self._widths = {}  # number of atoms: neighbours per atom
         self._response = None  # charge, spin and field of the results at hand
         self._asked = self._asked_before = frozenset()  # what was asked of this and the last state
@@ -65,7 +67,7 @@ class PotentialCalculator(Calculator):
         self._forces = jax.jit(with_forces(apply))
         self._stress = jax.jit(derivatives.predict(apply))
         self._hessian = jax.jit(derivatives.hessian(apply))
-        self._born_charges = jax.jit(derivatives.born_charges(apply))
+        self._born_charges = _born_charges(derivatives.born_charges(apply))
         self._polarizability = jax.jit(derivatives.polarizability(apply))
 
     def _plan(self, system):
@@ -102,6 +104,7 @@ class PotentialCalculator(Calculator):
         self._response = _response(atoms)
         self._asked |= set(properties)
         system = self.system(atoms)
+        self._check_images(system, strained="stress" in self._asked)
         results = _to_numpy(self._function(atoms)(self.params, system), atoms)
         for key in set(properties) - set(results):
             raise PropertyNotImplementedError(
@@ -138,6 +141,16 @@ class PotentialCalculator(Calculator):
         self._plan(system)
         return system
 
+    def _check_images(self, system, *, strained=False):
+        """Of every set of atoms and field once."""
+        if not np.any(system.field):
+            return
+        known = (system.numbers.tobytes(), system.pbc.tobytes(), system.field.tobytes(), strained)
+        if known not in self._fields:
+            apply = bind(self.potential, system).apply
+            check_field(apply, self.params, system, strained=strained, where=self.name)
+            self._fields.add(known)
+
     # --- second derivatives, which ASE has no properties for -------------------------------------
 
     def get_hessian(self, atoms):
@@ -145,7 +158,7 @@ class PotentialCalculator(Calculator):
         return self._second("hessian", atoms)
 
     def get_born_charges(self, atoms):
-        """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e."""
+        """d(dipole)/dr, [n, 3 (of the atom), 3 (of the field)], e (`derivatives.born_charges`)."""
         self._check_field(atoms)
         return self._second("born_charges", atoms)
 
@@ -156,13 +169,13 @@ class PotentialCalculator(Calculator):
 
     def _second(self, name, atoms):
         system = self.system(atoms)
+        self._check_images(system)
         value = np.array(getattr(self, f"_{name}")(self.params, system), np.float64)
         _check_finite({name: value}, atoms)
         return value
 
     def _check_field(self, atoms):
         """Without a coupling to the field every response would be zero, and no one would know."""
-        _check_molecule(atoms)
         system = self.system(atoms)
         if not depends_on_field(bind(self.potential, system).apply, self.params, system):
             raise PropertyNotImplementedError(
@@ -179,12 +192,31 @@ def _response(atoms):
     ]
 
 
+def _born_charges(born):
+    """Those of crystals look at what they are given, and compile what they need by themselves."""
+    compiled = jax.jit(born)
+    return lambda params, system: (born if system.pbc.any() else compiled)(params, system)
+
+
 def _same_cells(old, new) -> bool:
-    """Whether a plan for `old` still serves: as many atoms, and lattice vectors within 2 %."""
+    """Whether a plan for `old` still serves.
+
+    As many atoms, lattice vectors within 2 %, and a slab that has grown by 5 % and 0.5 Å at most.
+    """
     if old is None or old.n_atoms != new.n_atoms or not np.array_equal(old.pbc, new.pbc):
+        return False
+    if _thickness(new) > 1.05 * _thickness(old) + 0.5:
         return False
     moved = np.linalg.norm(new.cell - old.cell, axis=-1)
     return bool((moved <= 0.02 * np.linalg.norm(old.cell, axis=-1)).all())
+
+
+def _thickness(system) -> float:
+    """Å from the lowest to the highest atom of a slab; 0 of all else."""
+    if system.pbc.sum() != 2:
+        return 0.0
+    normal = np.cross(*system.cell[0][system.pbc[0]])
+    return float(np.ptp(system.positions @ normal) / np.linalg.norm(normal))
 
 
 def _narrowed(system, width):
@@ -236,14 +268,15 @@ def _to_numpy(out, atoms):
 def _check_finite(out, atoms):
     """Raises `NumericalError`; quantities of atoms first, for they tell which."""
     for key, value in sorted(out.items(), key=lambda item: -np.size(item[1])):
-        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        value = np.atleast_1d(value)
+        bad = np.argwhere(~np.isfinite(value))
         if not len(bad):
             continue
         i = int(bad[0][0])
         per_atom = key in PER_ATOM or key == "hessian"
         where = f"atom {i} ({atoms.symbols[i]})" if per_atom else atoms.get_chemical_formula()
         raise NumericalError(
-            f"{key} is not finite: {value[i] if np.shape(value) else value}",
+            f"{key} is not finite: {value[i]}",
             where=where,
             code="JM303",
             fix="look at the geometry round this atom and at the elements that the potential knows",

@@ -47,7 +47,14 @@ def _reason(progress, aim, converged) -> str:
     return f"{n_steps} evaluations, {at}; asked for {wanted}"
 
 
-def raise_if_broken(progress, n_atoms: int) -> None:
+def outgrown(potential) -> str:
+    """What else to do where something is not finite, of a potential with a plan."""
+    if getattr(potential, "plan", None) is None:
+        return ""
+    return "; jaxmlip.bind(potential, system) anew if a cell or a slab has outgrown its plan"
+
+
+def raise_if_broken(progress, n_atoms: int, potential=None) -> None:
     """`NumericalError`, naming the atoms, after an energy or force that is not finite."""
     if progress.finite:
         return
@@ -55,6 +62,7 @@ def raise_if_broken(progress, n_atoms: int) -> None:
     what = f"the forces on atoms {atoms[:10].tolist()}" if len(atoms) else "the energy"
     raise NumericalError(
         f"{what} {'are' if len(atoms) else 'is'} not finite",
-        fix="look for atoms on top of each other or elements the model does not know",
+        fix="look for atoms on top of each other or elements the model does not know"
+        + outgrown(potential),
         where=f"relax, step {int(progress.n_steps)}",
     )

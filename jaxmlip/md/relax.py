@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.derivatives.first import total_energy
+from jaxmlip.derivatives.response import check_field
 from jaxmlip.errors import UsageError
 from jaxmlip.md.minimizers import Minimizer, energy_noise, lbfgs
 from jaxmlip.md.outcome import RelaxInfo, info_of, raise_if_broken
@@ -130,6 +131,9 @@ def minimise(
     method = method or lbfgs()
     neighbors = neighbors or partial(edges_within, cutoff=float(aim.cutoff + aim.skin))
     state, progress = method.init(trial), nothing_yet(trial)
+    if np.any(system.field):
+        strained, start = bool(np.isfinite(aim.stress)), coordinates.place(system, trial, aim)
+        check_field(potential.apply, params, neighbors(start), strained=strained, where="relax")
     while True:
         system = neighbors(coordinates.place(system, state.trial, aim))
         until = min(int(progress.n_steps) + block, steps)
@@ -145,7 +149,7 @@ def minimise(
             coordinates=coordinates,
         )
         info = info_of(progress, aim)
-        raise_if_broken(progress, system.n_atoms)
+        raise_if_broken(progress, system.n_atoms, potential)
         if report is not None:
             report(info)
         if info.converged or info.n_steps >= steps or progress.idle >= aim.patience:

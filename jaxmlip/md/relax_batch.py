@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.cell_list import plan_list, search
+from jaxmlip.cell_list import with_edges
 from jaxmlip.errors import NumericalError, ResourceError, UsageError
 from jaxmlip.md.cell import as_function, exponential, free_strains, stiffness_length
+from jaxmlip.md.fields import check_forces
 from jaxmlip.md.listing import (
     fits,
     healthy,
@@ -86,6 +87,7 @@ def relax_batch(
         held=np.zeros(0, bool),
     )
     moving = pressure is not None
+    check_forces(potential, params, bare, strained=moving, where="relax_batch")
     neighbors = plan_neighbors(
         bare, potential.cutoff, skin=skin, narrow=True, moving_cell=moving, room=1.1
     )
@@ -118,7 +120,7 @@ def relax_batch(
         if not np.asarray(_active(carry[1], aim)).any():
             break
     best = _moved(bare, carry[1].trial, places)
-    return _with_edges(best, potential.cutoff), _infos(carry[1], aim, system.n_graphs)
+    return with_edges(best, potential.cutoff), _infos(carry[1], aim, system.n_graphs)
 
 
 def _check(system, pressure):
@@ -146,12 +148,6 @@ def _infos(progress, aim, n):
         info if progress.finite[i] else replace(info, converged=False, reason=broken)
         for i, info in enumerate(infos)
     ]
-
-
-def _with_edges(system, cutoff):
-    plan = plan_list(system, cutoff)
-    found = jax.jit(search, static_argnums=0)(plan, system)
-    return replace(system, edges=replace(found.edges, images=None))
 
 
 def _places(system, pressure, free, fixed) -> Places:

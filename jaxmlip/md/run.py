@@ -16,9 +16,11 @@ import numpy as np
 
 from jaxmlip import units
 from jaxmlip.errors import DataError, NumericalError, ResourceError, UsageError
+from jaxmlip.md.fields import check_forces
 from jaxmlip.md.listing import Neighbors, no_list, plan_neighbors, resized, widened
 from jaxmlip.md.motion import Bodies, Integrator, Motion, bodies_of, without_drift
 from jaxmlip.md.observables import standard
+from jaxmlip.md.outcome import outgrown
 from jaxmlip.md.stepping import Goal, stepped
 from jaxmlip.system import System
 
@@ -76,7 +78,8 @@ def prepare(
     (motion, bodies, system, integrator) -> {name: array} to be recorded, default
     `observables.standard`, or an `observables.Measured`; a tuple of them for records of several
     intervals. keep: names of the prediction, such as dipole, to be in `motion.extra` (and so in
-    the records) at no cost. room: space for more neighbours than there are now.
+    the records) at no cost. room: space for more neighbours than there are now. `UsageError` JM110
+    for a field that has no forces in a crystal (`derivatives.check_field`).
     """
     _check_positions(system)
     bare = jax.tree.map(jnp.asarray, replace(system, edges=None))
@@ -88,6 +91,8 @@ def prepare(
         keeps_momentum=integrator.keeps_momentum,
     )
     integrator.check(system, bodies)
+    stress = integrator.needs_stress
+    check_forces(potential, params, bare, field=field, strained=stress, where="prepare")
     neighbors = plan_neighbors(
         bare,
         potential.cutoff,
@@ -272,5 +277,6 @@ def check_finite(run, motion, health) -> None:
     raise NumericalError(
         f"energy or forces are not finite after step {int(motion.step)} ({time:.1f} fs){first}",
         where="trajectory",
-        fix="a shorter time step, a relaxed start, or a potential that knows such structures",
+        fix="a shorter time step, a relaxed start, or a potential that knows such structures"
+        + outgrown(run.potential),
     )

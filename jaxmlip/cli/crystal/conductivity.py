@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxmlip.cli import options
-from jaxmlip.cli.crystal import grids
+from jaxmlip.cli.crystal import grids, waves
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import note, plan, table, task, write
 from jaxmlip.errors import UsageError
@@ -107,7 +107,8 @@ def conductivity(
     atoms = crystals.crystal_of(
         read, "thermal conductivities", file, output, primitive=False, symprec=symprec
     )
-    opened = session.bound(crystals.for_elements(opened, atoms.numbers), atoms)
+    few = crystals.for_elements(opened, atoms.numbers, in_waves=True)
+    opened = session.bound(few, atoms)
     build = partial(door.phono3py_crystal, supercell=supercell, harmonic=harmonic, born=born)
     door.check_room(build(atoms, tolerance=symprec))  # refuses before minutes of relaxing
     _warn(opened, born, atoms, supercell, output)
@@ -155,7 +156,7 @@ def _warn(model, born, atoms, supercell, output):
     """Of what makes conductivities wrong without any sign."""
     import numpy as np
 
-    if model.card.get("electrostatics") and born is None:
+    if waves.reaches_far(model.card) and born is None:
         output.warn(
             "the model has electrostatics of its own: without --born its longitudinal modes near "
             "Gamma are those of the supercell of the harmonic constants"
@@ -205,7 +206,7 @@ def _split(crystal, system, atoms, model, door) -> str | None:
     """Where the splitting of LO and TO is; the `Phono3py` gets it of a model that lacks it."""
     from jaxmlip.cli.crystal import own_field
 
-    if not own_field.predicted(model):
+    if not (own_field.predicted(model) and waves.follows(model.card)):
         return None
     charges, eps = own_field.own_response(system, model, where="conductivity")
     if own_field.in_matrices(system, model, atoms, charges=charges, eps=eps):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from jaxmlip.cli.crystal import waves
 from jaxmlip.cli.output import Output, note, task
 from jaxmlip.cli.session import Opened
 from jaxmlip.errors import DataError, NumericalError
@@ -35,16 +36,22 @@ def crystal_of(atoms, what: str, source: str, output: Output, *, primitive: bool
     return found
 
 
-def for_elements(model, numbers):
-    """The same function of structures of these elements, faster."""
+def for_elements(model, numbers, *, in_waves=False):
+    """The same function of structures of these elements, faster.
+
+    in_waves: to its tolerance the same, and followed by waves of displacements (`waves`).
+    """
     from jaxmlip import pretrained
     from jaxmlip.models import checkpoint
     from jaxmlip.system import cast
 
     elements = sorted({int(z) for z in numbers})
-    if len(elements) == len(model.card["elements"]):
-        return model
-    potential, params, _ = checkpoint.load(pretrained.path_of(model.name), elements=elements)
+    potential, params, card = model.potential, model.params, model.card
+    if len(elements) < len(card["elements"]):
+        path = pretrained.path_of(model.name)
+        potential, params, card = checkpoint.load(path, elements=elements)
+    if in_waves and waves.meshed(card):
+        potential = checkpoint.potential_of(waves.without_mesh(card))
     return replace(model, potential=potential, params=cast(params, model.dtype))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxmlip.cli import analysis
-from jaxmlip.cli.crystal import own_field, plot_polar, polar
+from jaxmlip.cli.crystal import own_field, plot_polar, polar, waves
 from jaxmlip.cli.ir import table_of
 from jaxmlip.cli.output import Output, table, write, write_extxyz, write_text
 from jaxmlip.errors import NumericalError
@@ -31,13 +31,23 @@ def run(
     n = polar.directions_of(directions)
     polar.check_epsilon(epsilon_infinity)
     polar.check_neutral(read, file)
+    waves.check_born_charges(model)
+    knows_waves = waves.follows(model.card)
     atoms, model, steps = polar.crystal_at_rest(
-        file, read, model, output, relax=relax, method=method, limits=limits, **cell
+        file,
+        read,
+        model,
+        output,
+        relax=relax,
+        method=method,
+        limits=limits,
+        in_waves=True,
+        **cell,
     )
     crystal = polar.polar_crystal(atoms, model, output, relax_steps=steps)
     found, error = crystal.found, polar.check_born(crystal, output)
     eps = polar.dielectric_of(crystal, epsilon_infinity)
-    own = polar.has_own_field(crystal, model, eps)
+    own = knows_waves and polar.has_own_field(crystal, model, eps)
     if own and eps is None:
         eps = np.eye(3)  # ions alone: nothing in the energy of the model answers to a field faster
     strengths = intensities(found.born_charges, found.modes)
@@ -65,11 +75,18 @@ def run(
             "modes and intensities alone"
         )
     else:
-        results["nonanalytic"] = own_field.IN_MODEL if own else "model"
-        split = longitudinal(crystal, _screening(own, eps, output), n)
+        if knows_waves:
+            results["nonanalytic"] = own_field.IN_MODEL if own else "model"
+            split = longitudinal(crystal, _screening(own, eps, output), n)
+        else:
+            output.warn(
+                "transverse modes alone: potentials of far charges that feed back into features "
+                "follow no wave, so the longitudinal modes of this model are not known"
+            )
         oscillators = light.oscillators(found.born_charges, found.modes, eps, crystal.volume)
         results |= polar_results(oscillators, split, output)
-        output.console.print(_split_table(found.modes.frequencies_cm1, split, n))
+        if split is not None:
+            output.console.print(_split_table(found.modes.frequencies_cm1, split, n))
         output.console.print(_tensors(results))
     _write(crystal, strengths, eps, n, split, output, model, width=width, compare=compare)
     output.finish(results)

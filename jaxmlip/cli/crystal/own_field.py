@@ -3,9 +3,10 @@
 import numpy as np
 
 from jaxmlip.cli import session
+from jaxmlip.cli.crystal import waves
 from jaxmlip.cli.output import note, task
 from jaxmlip.derivatives.response.images import point_charges
-from jaxmlip.errors import NumericalError
+from jaxmlip.errors import NumericalError, UsageError
 
 IN_MODEL = "in the dynamical matrices of the model"  # where the splitting of LO and TO is
 NEAR = 1e-4  # of the reciprocal cell; D of a model without long range changes little over it
@@ -23,7 +24,7 @@ def own_response(system, model, *, where="phonons"):
     eps = derivatives.dielectric(model.potential.apply)
     with task("Born charges and the dielectric tensor"):
         if point_charges(model.potential.apply, model.params, system):
-            charges, tensor = born(model.params, system), jax.jit(eps)(model.params, system)
+            charges, tensor = _charges(born, model, system), jax.jit(eps)(model.params, system)
         else:
             both = jax.jit(lambda params, system: (born(params, system), eps(params, system)))
             charges, tensor = both(model.params, system)
@@ -36,6 +37,14 @@ def own_response(system, model, *, where="phonons"):
             fix="--no-nac leaves the non-analytic term out",
         )
     return charges, eps
+
+
+def _charges(born, model, system):
+    try:
+        return born(model.params, system)
+    except UsageError as error:
+        fix = "--no-nac leaves the non-analytic term out"
+        raise UsageError(error.what, where="Born charges", code=error.code, fix=fix) from error
 
 
 def beyond(atoms, polar):
@@ -65,18 +74,12 @@ def in_matrices(system, model, atoms, *, charges, eps, D=None) -> bool:
     from jaxmlip.vibrations.phonons.nonanalytic import dipole_sum
     from jaxmlip.vibrations.phonons.velocities import model_matrices
 
-    if not _reaches_far(model.card):
+    if not waves.reaches_far(model.card):
         return False
     if D is None:
         D = model_matrices(model.potential.apply, model.params, system)
     polar = Polar(born_charges=charges, dielectric=eps)
     return has_jump(D, dipole_sum(without_forces(atoms), polar))
-
-
-def _reaches_far(card: dict) -> bool:
-    from jaxmlip.models.checkpoint import build
-
-    return bool(card.get("electrostatics")) or hasattr(build(card), "plan")
 
 
 def has_jump(D, dipoles) -> bool:

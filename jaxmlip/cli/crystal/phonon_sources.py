@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmlip.cli import analysis, session
-from jaxmlip.cli.crystal import own_field
+from jaxmlip.cli.crystal import own_field, waves
 from jaxmlip.cli.crystal.crystals import crystal_of, for_elements
 from jaxmlip.cli.output import Output, task
 from jaxmlip.errors import DataError, NumericalError
@@ -54,16 +54,18 @@ def from_model(
     """Relaxes the crystal; D(q) of the potential on its primitive cell.
 
     nac: with the non-analytic term of the model's own Born charges and dielectric tensor, where it
-    predicts dipoles and polarisabilities, `born` is None and D(q) does not have it yet.
+    predicts dipoles and polarisabilities, `born` is None and D(q) does not have it yet. Models
+    without D(q), and BORN beside a D(q) that has the term, are refused before anything is computed.
     """
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.interfaces.phonons.same_crystal import cell_in
     from jaxmlip.interfaces.phonons.symmetry import symmetry
     from jaxmlip.vibrations.phonons.velocities import model_matrices
 
+    waves.check_matrices(model, born=born)
     read = session.read(file, model, output, frame=frame)
     atoms = crystal_of(read, "phonons", file, output, primitive=primitive, symprec=symprec)
-    model = session.bound(for_elements(model, atoms.numbers), atoms)
+    model = session.bound(for_elements(model, atoms.numbers, in_waves=True), atoms)
     in_file = cell_in(atoms.cell, read.cell, size=len(read) // len(atoms))
     done = {"relaxed": relax, "relax_steps": 0}
     if relax:

@@ -24,13 +24,28 @@ class PolarCrystal:
 
 
 def crystal_at_rest(
-    file, read, model, output: Output, *, primitive, symprec, relax, fixed_cell, limits, method
+    file,
+    read,
+    model,
+    output: Output,
+    *,
+    primitive,
+    symprec,
+    relax,
+    fixed_cell,
+    limits,
+    method,
+    in_waves=False,
 ):
-    """(ase.Atoms, the model, relax steps): the (primitive) cell, relaxed unless told not to."""
+    """(ase.Atoms, the model, relax steps): the (primitive) cell, relaxed unless told not to.
+
+    in_waves: the model is to follow waves of displacements, where it can.
+    """
     atoms = crystals.crystal_of(
         read, "spectra of periodic structures", file, output, primitive=primitive, symprec=symprec
     )
-    model = session.bound(crystals.for_elements(model, atoms.numbers), atoms)
+    few = crystals.for_elements(model, atoms.numbers, in_waves=in_waves)
+    model = session.bound(few, atoms)
     steps = 0
     if relax:
         from jaxmlip.md.cell import fixed_cell as no_strain
@@ -49,16 +64,16 @@ def crystal_at_rest(
 
 
 def polar_crystal(atoms, model, output: Output, *, relax_steps=0, raman=False) -> PolarCrystal:
-    """Second derivatives of the crystal as it is: modes at Gamma, Born charges, eps_inf.
+    """Second derivatives of the crystal as it is: modes at Gamma, eps_inf, Born charges.
 
-    raman: with Raman tensors.
+    raman: with Raman tensors in place of Born charges.
     """
     from jaxmlip.interfaces.ase import from_ase
     from jaxmlip.interfaces.phonons.symmetry import symmetry
 
     system = from_ase(atoms, model.potential.cutoff, dtype=model.dtype)
     session.announce("raman of a crystal" if raman else "ir of a crystal", model, len(atoms))
-    with task("second derivatives, Born charges and the dielectric tensor"):
+    with task(f"second derivatives, {'Raman' if raman else 'Born charges and dielectric'} tensors"):
         out = _derivatives(system, model, raman)
     found = analysis.analysed(atoms, out, relax_steps, output)
     group = symmetry(atoms, tolerance=1e-3)
@@ -81,7 +96,7 @@ def _derivatives(system, model, raman) -> dict:
 
     apply, params = model.potential.apply, model.params
     has_alpha = session.predicts(model.card, "polarizability")
-    charged = point_charges(apply, params, system)
+    charged = not raman and point_charges(apply, params, system)
 
     def everything(params, system):
         out = d.predict(apply)(params, system)
@@ -90,7 +105,7 @@ def _derivatives(system, model, raman) -> dict:
             out["polarizability"] = d.polarizability(apply)(params, system)
         if raman:
             out["raman_tensors"] = d.raman_tensors(apply)(params, system)
-        if not charged:
+        if not (raman or charged):
             out["born_charges"] = d.born_charges(apply)(params, system)
         return out
 

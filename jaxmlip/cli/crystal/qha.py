@@ -8,7 +8,7 @@ import typer
 
 from jaxmlip import units
 from jaxmlip.cli import options
-from jaxmlip.cli.crystal import grids
+from jaxmlip.cli.crystal import grids, waves
 from jaxmlip.cli.options import Dtype, Method
 from jaxmlip.cli.output import plan, table, task
 from jaxmlip.errors import JaxmlipError, NumericalError, UsageError
@@ -80,6 +80,8 @@ def qha(
     atoms = crystal_of(
         atoms, "thermal expansions", file, output, primitive=primitive, symprec=symprec
     )
+    waves.check_matrices(opened)
+    opened = crystals.for_elements(opened, atoms.numbers, in_waves=True)
     opened = session.bound(opened, atoms)
     session.announce("qha", opened, len(atoms))
     if session.predicts(opened.card, "polarizability") and not opened.card.get("electrostatics"):

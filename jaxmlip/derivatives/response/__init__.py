@@ -8,7 +8,7 @@ from jaxmlip.derivatives.response.field import (
     raman_tensors,
     same_branch,
 )
-from jaxmlip.derivatives.response.images import image_dependence
+from jaxmlip.derivatives.response.images import check_field, image_dependence
 from jaxmlip.derivatives.response.tensors import (
     CrystalResponse,
     crystal_response,
@@ -19,6 +19,7 @@ from jaxmlip.derivatives.response.tensors import (
 __all__ = [
     "CrystalResponse",
     "born_charges",
+    "check_field",
     "crystal_response",
     "current",
     "depends_on_field",

@@ -3,7 +3,8 @@
 An atom may be listed at any of its images: energies do not change, nor do dipoles that are sums
 over atoms or bonds. A sum of charges times positions does, by q times a lattice vector; where q
 depends on positions, so do its derivatives. All functions here are pure and cheap: no derivative
-of the model but -dE/dfield, which for a dipole is its own forward pass.
+of the model but -dE/dfield, which for a dipole is its own forward pass. `check_field` asks on the
+host, before anything is computed in a field.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.errors import UsageError
 from jaxmlip.system import System, sum_atoms
 
 SHAKE = 0.05  # Å; charges that are zero by symmetry must not be taken for none
@@ -66,6 +68,46 @@ def image_dependence(apply):
     return change
 
 
+def check_field(
+    apply, params, system: System, fields=None, *, strained: bool = False, where: str = ""
+) -> None:
+    """Raises `UsageError` JM110 where forces in a field depend on the images of atoms (host).
+
+    fields: [n, n_graphs, 3] V/Å, those that act in turn; default that of the system, whose edges
+    are needed. strained: stress or a cell that moves are meant, too. Only a field along a periodic
+    axis is looked at, for open axes have no images, and without one nothing is computed. Forces of
+    charges that are constant are those of a field; their stress is not, nor are forces of charges
+    that follow the atoms (as `shaken`).
+    """
+    fields = np.asarray(system.field if fields is None else fields, float)
+    along = along_cell(system, fields)[..., None]
+    fields = np.where(along, fields, 0).reshape(-1, system.n_graphs, 3)
+    if not fields.any():
+        return
+    (change, _), (rate, _), size = _jitted_rates(apply, params, shaken(system))
+    limit = 1e3 * np.finfo(change.dtype).eps * np.asarray(size) * np.linalg.norm(fields, axis=-1)
+    work = lambda x: np.abs(np.einsum("sga,ga->sg", fields, np.asarray(x, float)))
+    if (work(change if strained else rate) <= limit).all():
+        return
+    raise UsageError(
+        "the field lies along a periodic axis, and the work that it does on point charges depends "
+        f"on the images at which atoms are listed: {'stress' if strained else 'forces'} in it "
+        "would, too",
+        where=where,
+        code="JM110",
+        fix="a field along open axes alone, or a potential whose dipole is a sum over atoms or "
+        "bonds; Born charges and spectra take no field",
+    )
+
+
+def along_cell(system, fields):
+    """Whether fields [..., n_graphs, 3] have a component along a periodic lattice vector (host)."""
+    cell = np.where(np.asarray(system.pbc)[..., None], np.asarray(system.cell, float), 0)
+    work = np.abs(np.einsum("...ga,gba->...gb", fields, cell))
+    sizes = np.linalg.norm(fields, axis=-1)[..., None] * np.linalg.norm(cell, axis=-1)
+    return (work > 1e-6 * sizes).any(-1)
+
+
 def share_of_charges(apply, params, system):
     """How much of the dipole is sum of charges x positions, [n_graphs]: 0, 1, or NaN (neither).
 
@@ -73,7 +115,15 @@ def share_of_charges(apply, params, system):
     not matter: its change between images does not follow the atoms. As `shaken`, for those atoms
     that symmetry leaves no freedom.
     """
-    system = shaken(system)
+    (change, expected), rate, size = _rates(apply, params, shaken(system))
+    tolerance = 1e3 * jnp.finfo(change.dtype).eps * size
+    none = lambda x: jnp.abs(x).max(-1) <= tolerance
+    found = none(change), none(change - expected), none(rate[0]), none(rate[0] - rate[1])
+    return jnp.select(found, [jnp.full_like(size, share) for share in (0, 1, 0, 1)], jnp.nan)
+
+
+def _rates(apply, params, system):
+    """((change of the dipole, that of the charges), both in a random motion of atoms, size)."""
     v = np.random.default_rng(2).normal(size=(system.n_atoms, 3))
 
     def changes(r):
@@ -81,13 +131,10 @@ def share_of_charges(apply, params, system):
         return (change, expected), size
 
     r = system.positions
-    (change, expected), rate, size = jax.jvp(
-        changes, (r,), (jnp.asarray(v, r.dtype),), has_aux=True
-    )
-    tolerance = 1e3 * jnp.finfo(change.dtype).eps * size
-    none = lambda x: jnp.abs(x).max(-1) <= tolerance
-    found = none(change), none(change - expected), none(rate[0]), none(rate[0] - rate[1])
-    return jnp.select(found, [jnp.full_like(size, share) for share in (0, 1, 0, 1)], jnp.nan)
+    return jax.jvp(changes, (r,), (jnp.asarray(v, r.dtype),), has_aux=True)
+
+
+_jitted_rates = jax.jit(_rates, static_argnums=0)
 
 
 def _change(apply, params, system):
