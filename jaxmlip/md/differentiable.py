@@ -61,7 +61,7 @@ def sensitivity(loss: Callable, run: Run, motion: Motion, *, steps: int, record:
             counts=(steps // record, record),
         )
         at = replace(run.system, positions=end.positions, cell=end.cell)
-        neighbors, told = widened(run.neighbors, at, health, again=again > 0)
+        neighbors, told = widened(run.neighbors, at, health, again=again)
         if not told:
             check_finite(run, end, health)
             return value, *slopes, end

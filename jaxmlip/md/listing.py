@@ -19,6 +19,7 @@ from jaxmlip.system import Array, Edges
 
 GROWTH = 1.25  # of what overflows
 LITTLE = 1.05  # of what overflows by no more than twice as much: empty room costs time, too
+PATIENCE = 3  # times that a block may overflow by little, before that is taken for a rise
 CROWDED = 2  # times as many atoms in a bin as there was room for: the bins do not suit any more
 SHRINK = 0.05  # part by which heights of cells that move may fall before bins are made anew
 
@@ -87,11 +88,11 @@ def fours(size: float) -> int:
 
 
 def widened(
-    neighbors: Neighbors, system, health: Health, *, again: bool = False
+    neighbors: Neighbors, system, health: Health, *, again: int = 0
 ) -> tuple[Neighbors, list[str]]:
     """Sizes that hold what a block needed, and what was widened; the same ones if all did fit.
 
-    system: at the end of the block. again: the block has overflowed before.
+    system: at the end of the block. again: how often the block has overflowed before.
     """
     plan, width, told = neighbors.plan, neighbors.width, []
     if not health.covered:
@@ -135,9 +136,9 @@ def _holding(new, plan):
 def _more(needed, had, *, again):
     """Room to make for what was needed where there was less.
 
-    What fluctuates is a little more at first; what goes on rising is so again.
+    What fluctuates is a little more at first; what goes on rising is so again and again.
     """
-    little = not again and needed <= had * (2 * LITTLE - 1)
+    little = again < PATIENCE and needed <= had * (2 * LITTLE - 1)
     return int(needed) * (LITTLE if little else GROWTH)
 
 

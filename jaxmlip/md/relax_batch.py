@@ -107,7 +107,7 @@ def relax_batch(
             neighbors=neighbors,
         )
         at = _moved(bare, end[0].trial, places)
-        neighbors, told = widened(neighbors, at, health, again=tried > 0)
+        neighbors, told = widened(neighbors, at, health, again=tried)
         if told:
             tried += 1
             if tried > REPEATS:

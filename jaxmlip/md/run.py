@@ -235,7 +235,7 @@ def advance(run: Run, motion: Motion, *, n_records: int, record: int) -> Block:
 
 def _advanced(run, motion, goal, *, every, size):
     tried = []
-    for _ in range(REPEATS):
+    for again in range(REPEATS):
         end, records, health = stepped(
             run.params,
             run.system,
@@ -252,7 +252,7 @@ def _advanced(run, motion, goal, *, every, size):
             sizes=tuple(size // n + 1 for n in every),
         )
         at = replace(run.system, positions=end.positions, cell=end.cell)
-        neighbors, told = widened(run.neighbors, at, health, again=bool(tried))
+        neighbors, told = widened(run.neighbors, at, health, again=again)
         if not told:
             check_finite(run, end, health)
             records = tuple(_recorded(*found) for found in jax.device_get(records))
