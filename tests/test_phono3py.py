@@ -257,6 +257,9 @@ def test_the_command_conducts_as_much_as_finite_displacements(folder, capsys, mo
     assert phono3py.load("phono3py.yaml", log_level=0).fc3.shape == (1, 32, 32, 3, 3, 3)
 
 
+MACE_FIELDS = {"elements": (18,), "cutoff": 5.0}
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_what_the_energy_of_a_model_splits_already_is_not_split_again(inside, monkeypatch):
     added, response = [], (np.ones((2, 3, 3)), np.eye(3))
@@ -264,12 +267,10 @@ def test_what_the_energy_of_a_model_splits_already_is_not_split_again(inside, mo
     monkeypatch.setattr(own_field, "predicted", lambda model: True)
     monkeypatch.setattr(own_field, "own_response", lambda *_, **__: response)
     monkeypatch.setattr(own_field, "in_matrices", lambda *_, **__: inside)
-    found = command._split(None, None, None, None, given)
+    card = {"architecture": "DualCutoff", "fields": MACE_FIELDS}  # planned, but not for far charges
+    found = command._split(None, None, None, SimpleNamespace(card=card), given)
     assert found == (own_field.IN_MODEL if inside else "model")
     assert added == ([] if inside else [response])
-
-
-MACE_FIELDS = {"elements": (18,), "cutoff": 5.0}
 
 
 @pytest.mark.parametrize(

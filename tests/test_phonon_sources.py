@@ -187,7 +187,7 @@ def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
     from types import SimpleNamespace
 
     from jaxmlip.cli.crystal import waves
-    from jaxmlip.cli.crystal.own_field import in_matrices
+    from jaxmlip.cli.crystal.own_field import in_matrices, tolerance_of_sums
 
     atoms, z = bulk("CsCl", "cesiumchloride", a=4.1), np.array([1.0, -1.0])[:, None, None]
     fields = {"elements": (17, 55)}
@@ -200,7 +200,10 @@ def test_matrices_are_only_asked_for_dipoles_where_something_reaches_far():
         assert waves.follows(card) and not waves.meshed(card)
         assert not in_matrices(None, model, atoms, D=counted, **response)
         assert (counted.n > 0) == asked
+    dual = {"architecture": "DualCutoff", "fields": fields}  # planned, but for near neighbours
+    assert waves.follows(dual) and not waves.reaches_far(dual) and tolerance_of_sums(dual) == 0
     far = {"architecture": "LongRangeMACE", "fields": fields}
+    assert waves.reaches_far(far) and tolerance_of_sums(far) > 0
     flows = mace | {"electrostatics": mesh | {"equilibration": {}}}
     for card in (far, flows):
         assert not waves.follows(card) and not waves.meshed(card)

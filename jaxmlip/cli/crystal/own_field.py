@@ -124,5 +124,5 @@ def tolerance_of_sums(card: dict) -> float:
 
     sums = [card[k] for k in ("electrostatics", "dispersion") if card.get(k)]
     model = build(card)
-    own = [model.tolerance] if hasattr(model, "plan") else []
+    own = [model.tolerance] if hasattr(model, "solver") else []
     return max([*(s.get("tolerance", 1e-4) for s in sums), *own], default=0.0)  # 1e-4: of meshes

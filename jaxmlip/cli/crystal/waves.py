@@ -82,4 +82,4 @@ def _equilibrated(card) -> bool:
 def _feeds_back(card) -> bool:
     from jaxmlip.models.checkpoint import build
 
-    return hasattr(build(card), "plan")
+    return hasattr(build(card), "solver")  # of the features of `LongRangeMACE`
