@@ -42,6 +42,7 @@ def limits(monkeypatch):
 
     def choose(cache, outer, by_species):
         monkeypatch.setitem(blocks.CACHE, jax.default_backend(), cache)
+        monkeypatch.setattr(blocks, "cores", lambda: 1)  # blocks are larger where there are many
         monkeypatch.setattr(blocks, "OUTER", outer)
         monkeypatch.setattr(mace_module, "few_species", lambda *_, **__: by_species)
 
@@ -89,6 +90,12 @@ def derivatives(name, order=3):
     return everything(params_of(name), x)
 
 
+def loops(name) -> int:
+    """Loops over blocks in the program of the energy."""
+    x = jnp.asarray(crystal().positions)
+    return str(jax.make_jaxpr(energy_of(name))(params_of(name), x)).count("scan[")
+
+
 def members(name):
     """Two sets of params, stacked."""
     return jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params_of(name))
@@ -128,6 +135,7 @@ CASES = [
 def test_every_derivative_is_that_of_the_plain_way(name, way, order, limits):
     expected = plain(derivatives, name, order)
     limits(*WAYS[way])
+    assert loops(name), "nothing was done in blocks"
     found = derivatives(name, order)
     for key, value in expected.items():
         for a, b in zip(jax.tree.leaves(found[key]), jax.tree.leaves(value), strict=True):
@@ -139,17 +147,25 @@ def test_every_derivative_is_that_of_the_plain_way(name, way, order, limits):
 def test_an_ensemble_is_a_vmap_over_params(name, limits):
     expected = plain(gradients, name)
     limits(FEW, 2, True)
+    assert loops(name)
     forces = jax.jit(jax.vmap(jax.grad(energy_of(name), argnums=1), (0, None)))
     found = forces(members(name), jnp.asarray(crystal().positions))
     for one, alone in zip(found, expected, strict=True):
         assert_allclose(one, alone, atol=1e-10 * float(jnp.abs(alone).max()))
 
 
-def test_blocks_hold_what_they_promise(limits):
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plain_way_has_no_blocks(name):
+    assert plain(loops, name) == 0
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+def test_blocks_hold_what_they_promise(cores, limits, monkeypatch):
     limits((100, 40), 32, True)
-    cores = blocks.cores() if jax.default_backend() == "cpu" else 1
+    monkeypatch.setattr(blocks, "cores", lambda: cores)
+    shares = cores if jax.default_backend() == "cpu" else 1  # each core has a cache of its own
     assert blocks.block_rows(10, 10) == 10  # all at once
-    assert blocks.block_rows(1000, 10) == 4 * cores
+    assert blocks.block_rows(1000, 10) == 4 * shares
     assert blocks.block_rows(1000, 10**6) == 1  # never none
 
 
