@@ -169,6 +169,23 @@ def test_blocks_hold_what_they_promise(cores, limits, monkeypatch):
     assert blocks.block_rows(1000, 10**6) == 1  # never none
 
 
+def memory(model, system) -> float:
+    """Bytes for each atom beside parameters and results, of energy and forces."""
+    params = jax.eval_shape(model.init, jax.random.key(0), system)
+    program = jax.jit(jaxmlip.forces(model.apply)).lower(params, system).compile()
+    return program.memory_analysis().temp_size_in_bytes / system.n_atoms
+
+
+@pytest.mark.parametrize("variant, most", [("gated", 1.5), ("density", 1.1)])
+def test_what_an_edge_needs_is_not_stored_for_all_edges(variant, most, limits):
+    """The plain model keeps distances, harmonics and their slopes: numbers, no hidden layers."""
+    limits((0, 2**18), 32, False)
+    system = from_ase(bulk("Si", cubic=True) * (6, 6, 6), 4.0)
+    settings = SMALL | {"channels": 2, "radial_widths": (64,)}
+    model = lambda **more: MACE(elements=(13, 14), l_max=1, correlation=2, **settings, **more)
+    assert memory(model(**{variant: True}), system) < most * memory(model(), system)
+
+
 def test_rows_that_fill_a_block_change_nothing():
     x = np.arange(7.0)
     slope = jax.grad(lambda x: (blocks.in_blocks(jnp.sqrt, x + 1, rows=3) ** 3).sum())
