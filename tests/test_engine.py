@@ -186,6 +186,43 @@ def test_what_an_edge_needs_is_not_stored_for_all_edges(variant, most, limits):
     assert memory(model(**{variant: True}), system) < most * memory(model(), system)
 
 
+class Device:
+    """Of which JAX may use so many bytes; asked for its memory again and again, it counts."""
+
+    def __init__(self, stats):
+        self.stats, self.asked = stats, 0
+
+    def memory_stats(self):
+        self.asked += 1
+        if isinstance(self.stats, Exception):
+            raise self.stats
+        return self.stats
+
+
+@pytest.mark.parametrize(
+    "stats, expected",
+    [
+        ({"bytes_limit": 2**36}, (2**33, 2**32)),
+        ({"bytes_limit": 2**32}, (2**29, 2**28)),
+        ({"bytes_in_use": 1}, blocks.DEVICE),
+        (None, blocks.DEVICE),
+        (NotImplementedError(), blocks.DEVICE),
+    ],
+)
+def test_blocks_are_a_share_of_the_memory_that_a_device_tells(stats, expected, monkeypatch):
+    device = Device(stats)
+    monkeypatch.setattr(jax, "default_backend", lambda: "device")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    blocks.device_limits.cache_clear()
+    try:
+        whole, block = expected
+        assert blocks.block_rows(1000, whole // 1000) == 1000
+        assert blocks.block_rows(1000, whole // 1000 + 2**10) == block // (whole // 1000 + 2**10)
+        assert device.asked == 1
+    finally:
+        blocks.device_limits.cache_clear()
+
+
 def test_rows_that_fill_a_block_change_nothing():
     x = np.arange(7.0)
     slope = jax.grad(lambda x: (blocks.in_blocks(jnp.sqrt, x + 1, rows=3) ** 3).sum())
