@@ -54,8 +54,8 @@ def _is_safetensors(path) -> bool:
 def load(model, *, elements=None) -> tuple[Potential, dict]:
     """(potential, params) of a name or a path, of ours or of another code; total energies in eV.
 
-    elements: atomic numbers of the structures to come: fewer make a universal potential faster,
-    and it is the same function of such structures. Others then give NaN.
+    elements: atomic numbers of the structures to come: fewer make a universal MACE faster, and it
+    is the same function of such structures. Others then give NaN.
     """
     from jaxmlip.models import checkpoint
 
