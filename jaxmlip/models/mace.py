@@ -351,10 +351,9 @@ class MACE(nn.Module):
             )
             return lambda r: split_last(weights(layers, *r), sizes), distances
         mlp = SpeciesMLP(self.radial_widths, sum(sizes), len(self.elements), name=f"radial_{i}")
-        weights, inputs = mlp.function(self.n_radial), (distances, edge_species(system, species))
-        return lambda x: split_last(
-            weights(self._basis(*x[0]), *x[1]) * cut(x[0][0]), sizes
-        ), inputs
+        mlp, inputs = mlp.function(self.n_radial), (distances, edge_species(system, species))
+        weights = lambda r, pair: mlp(self._basis(*r), *pair) * cut(r[0])
+        return lambda inputs: split_last(weights(*inputs), sizes), inputs
 
     def _density(self, i, system, species, distances):
         """Number of neighbours, weighted by tanh of a square, [n_atoms, 1]; None if not needed."""
