@@ -307,14 +307,14 @@ def test_damaged_files_end_in_our_errors_alone(tmp_path, rng, name):
     (tmp_path / "bad").mkdir()
     for trial in range(40):
         (tmp_path / "bad" / name).write_bytes(damaged(whole, np.random.default_rng(trial)))
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             for frame in described(tmp_path / "bad" / name):
                 assert all(np.isfinite(v).all() for v in frame.labels.values())
                 assert np.isfinite(frame.system.positions).all()
         except JaxmlipError:
             pass
-        assert time.monotonic() - begun < 5
+        assert time.process_time() - begun < 5
 
 
 def damaged(whole, rng):
@@ -596,7 +596,7 @@ def test_batches_are_made_ahead_in_their_order():
 
     loader = prefetch(source(), 3)
     assert next(loader) == 0
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while len(made) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)

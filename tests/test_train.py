@@ -76,13 +76,8 @@ class Toy(nn.Module):
 @pytest.fixture(autouse=True, scope="module")
 def compiled_once(tmp_path_factory):
     """Runs that are started again compile the same steps: keep them while this file is tested."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    old = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, old, strict=True):
-        jax.config.update(name, value)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(autouse=True)
