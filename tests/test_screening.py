@@ -146,6 +146,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_that_it_resumes(tmp_path, ctrl_c
 
     def blocked(item):
         if item["x"] == 2:
+            time.sleep(0.2)  # a signal that comes just before Python waits is heard after the wait
             os.kill(os.getpid(), signal.SIGINT)
             release.wait(20)
         return square(item)
