@@ -80,11 +80,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    names = ("jax_default_matmul_precision", "jax_compilation_cache_dir")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield module
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return module
 
 
 @pytest.fixture
@@ -333,8 +329,9 @@ def test_a_disk_that_fails_leaves_nothing(foreign, tmp_path, monkeypatch, capsys
 
 
 @pytest.fixture
-def server(foreign):
+def server(foreign, monkeypatch):
     """A publisher on this machine: {path: (bytes, promised length)}."""
+    monkeypatch.setenv("no_proxy", "*")
     files, requests = {"/water.model": (foreign.read_bytes(), None)}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
