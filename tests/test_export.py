@@ -268,3 +268,14 @@ def test_the_command_exports_a_model_file(tmp_path, monkeypatch, capsys):
     out = exported.predict(exported.params, jaxmlip.from_ase(pair, exported.cutoff))
     assert_allclose(out["energy"], -0.3429, rtol=1e-12)
     assert_allclose(out["forces"], 0, atol=1e-12)
+
+
+def test_options_without_a_meaning_are_refused_before_anything_is_opened(capsys):
+    from jaxmlip.cli.main import main
+
+    for arguments, message in (
+        (["--neighbors", "8"], "--neighbors"),
+        (["--platform", "cpu", "--platform", "cudaa"], "Did you mean 'cuda'"),
+    ):
+        assert main(["models", "export", "absent.safetensors", *arguments]) == 2
+        assert message in capsys.readouterr().err
