@@ -174,6 +174,14 @@ def test_what_does_not_fit_is_refused_with_its_numbers(cheap):
             found.predict(found.params, wrong)
 
 
+def test_elements_that_the_card_does_not_list_are_refused(tmp_path):
+    export(toy(CUTOFF), {}, tmp_path / "p.npz", card={"elements": [1, 8]})
+    found = load_exported(tmp_path / "p.npz")
+    found.predict({}, pad(jaxmlip.from_ase(molecule("H2O"), CUTOFF), n_atoms=5))  # 0: padding
+    with pytest.raises(DataError, match=r"\[16\] are not known; this program knows \[1, 8\]"):
+        found.predict({}, jaxmlip.from_ase(molecule("SH2"), CUTOFF))
+
+
 def test_a_program_of_float64_is_refused_without_float64(cheap):
     with jax.enable_x64(False), pytest.raises(PrecisionError):
         load_exported(cheap)
