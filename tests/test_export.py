@@ -17,6 +17,7 @@ import jaxmlip
 from jaxmlip.errors import DataError, ModelError, PrecisionError, UsageError
 from jaxmlip.models import MACE, LennardJones, checkpoint
 from jaxmlip.potential import PER_ATOM
+from jaxmlip.pretrained import program_file
 from jaxmlip.pretrained.export import export, load_exported
 from jaxmlip.system import concatenate, pad
 
@@ -239,6 +240,35 @@ def test_a_file_of_something_else_is_refused(tmp_path):
             load_exported(tmp_path / name)
     with pytest.raises(ModelError, match="no such file"):
         load_exported(tmp_path / "absent.npz")
+
+
+MANIFESTS = [
+    *((key, None) for key in program_file.OWED),  # None: absent
+    ("format", "1"),
+    ("format", 99),
+    ("sizes", [12, 11]),
+    ("sizes", [[12, "many"]]),
+    ("sizes", [[12, 0]]),
+    ("sizes", [[1, 1]] * 3),
+    ("dtype", "float65"),
+    ("cutoff", -3.0),
+    ("cutoff", float("nan")),
+    ("platforms", "cpu"),
+    ("params", {"set": [0]}),
+    ("params", {"dict": {"a": 0}}),
+    ("params", {"dict": [0]}),
+    ("card", {"elements": [300]}),
+    ("card", {"elements": ["Si"]}),
+]
+
+
+@pytest.mark.parametrize("key, value", MANIFESTS, ids=str)
+def test_a_manifest_that_another_hand_wrote_is_refused(cheap, tmp_path, key, value):
+    arrays, manifest = program_file.read(cheap)
+    changed = {k: v for k, v in (manifest | {key: value}).items() if v is not None}
+    program_file.write(tmp_path / "p.npz", arrays, changed)
+    with pytest.raises(ModelError, match="JM50[56]"):
+        load_exported(tmp_path / "p.npz")
 
 
 def test_parameters_of_other_containers_are_refused(tmp_path):

@@ -103,9 +103,8 @@ def load_exported(path) -> Exported:
     _check_platform(manifest, path)
     sizes = [tuple(size) for size in manifest["sizes"]]
     programs = [_loaded(arrays[f"program_{i}"], path) for i in range(len(sizes) or 1)]
-    values = [
-        jnp.asarray(arrays[f"param_{i}"]) for i in range(program_file.count(manifest["params"]))
-    ]
+    numbers = program_file.leaves(manifest["params"])
+    values = {i: jnp.asarray(arrays[f"param_{i}"]) for i in numbers}
     return Exported(
         _predictor(programs, sizes, manifest["dtype"], manifest["card"].get("elements")),
         program_file.filled(manifest["params"], values),
