@@ -396,6 +396,24 @@ def test_a_published_potential_is_pulled_once_and_then_has_a_name(server, entry,
     assert len(server.requests) == 2
 
 
+def test_what_an_older_importer_made_is_pulled_anew(server, entry, monkeypatch, capsys):
+    entry(server.address)
+    version = imports.version()
+    monkeypatch.setattr(imports, "version", lambda: "older")
+    path, card = pull.pull("water-1")
+    assert pull.pull("water-1")[1] == card and len(server.requests) == 1
+    monkeypatch.setattr(imports, "version", lambda: version)
+    assert main(["singlepoint", "H2O", "--model", "water-1"]) == 0
+    assert "jaxmlip models pull water-1" in capsys.readouterr().err
+    assert pull.outdated(card) and not pull.outdated(pull.pull("water-1")[1])
+    assert len(server.requests) == 2
+    server.files.clear()  # what fails leaves the older one
+    monkeypatch.setattr(imports, "version", lambda: "newer")
+    with pytest.raises(ResourceError):
+        pull.pull("water-1")
+    assert path.is_file()
+
+
 def test_a_file_that_is_at_hand_needs_no_network(entry, foreign):
     entry("http://127.0.0.1:9")  # where no one listens
     path, card = pull.pull("water-1", source=foreign)

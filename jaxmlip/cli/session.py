@@ -91,11 +91,14 @@ def open_model(
     """The potential with its parameters in `dtype`; `start` comes first."""
     from jaxmlip import pretrained
     from jaxmlip.models import checkpoint
+    from jaxmlip.pretrained import pull
     from jaxmlip.system import cast
 
     path = pretrained.path_of(model)
     potential, params, card = checkpoint.load(path)
     name = path.stem if model in pretrained.names() else str(model)
+    if pull.outdated(card):
+        note(f"'{name}' was imported by another version; `jaxmlip models pull {name}` does it anew")
     if needs_dipole and not has_dipole(card):
         raise ModelError(
             f"model '{name}' predicts no dipole, and infrared intensities are its derivatives",
