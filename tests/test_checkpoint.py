@@ -12,7 +12,7 @@ from structures import ethanol
 import jaxmlip
 from jaxmlip.errors import ModelError, ResourceError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.models import checkpoint
+from jaxmlip.models import checkpoint, heads
 
 CARD = {
     "architecture": "MACE",
@@ -57,6 +57,25 @@ def test_a_loaded_potential_gives_total_energies_and_responses(saved):
     assert total - bare == pytest.approx(6 * -13.5 + 2 * -57.25 - 110.0, abs=1e-9)
     born = jax.jit(jaxmlip.born_charges(potential.apply))(found, system)
     assert np.abs(born).max() > 1e-3 and np.abs(born.sum(0)).max() < 1e-6  # float32 weights
+
+
+def test_one_of_several_heads_is_loaded_by_its_name(saved, tmp_path):
+    _, params, system = saved
+    both = heads.stack_heads(params, 2)
+    both["heads"] = jax.tree.map(lambda x: x.at[1].mul(2.0), both["heads"])
+    path = tmp_path / "both.safetensors"
+    card = {**CARD, "reference_energies": {}, "head_names": ["low", "high"]}
+    checkpoint.save(path, card, both)
+    energy = {}
+    for name in ("low", "high"):
+        potential, found = jaxmlip.load(path, head=name, elements=[1, 6, 8])
+        energy[name] = float(jax.jit(potential.apply)(found, system)["energy"][0])
+    bare = float(jax.jit(checkpoint.build(CARD).apply)(params, system)["energy"][0])
+    assert energy["low"] == pytest.approx(bare, rel=1e-6)  # float32 weights
+    assert energy["high"] != pytest.approx(bare, rel=1e-3)
+    for file, name, message in ((path, "hihg", "Did you mean 'high'"), (saved[0], "a", "has none")):
+        with pytest.raises(ModelError, match=message):
+            jaxmlip.load(file, head=name)
 
 
 @pytest.mark.parametrize("place", [-1, -200, 0.7])

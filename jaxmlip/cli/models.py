@@ -207,6 +207,9 @@ def _finish(output, command, path, card):
 
     n_parameters = sum(a.size for a in checkpoint.read(path)[1].values())
     _print_card(output, card, n_parameters, card["name"])
+    heads = card.get("heads") or {}
+    if len(heads.get("available", ())) > 1:
+        note(f"head '{heads['imported']}' of {', '.join(heads['available'])}")
     note(f"model file: {path}")
     output.finish({"command": command, **_summary(card["name"], path, card, n_parameters)})
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from jaxmlip import json_text
 from jaxmlip.errors import ModelError, ResourceError, did_you_mean
 from jaxmlip.models import architectures
 from jaxmlip.models.elements import keep_elements
-from jaxmlip.models.heads import heads_potential
+from jaxmlip.models.heads import heads_potential, select_head
 from jaxmlip.models.last_layer import add_uncertainty
+from jaxmlip.models.leaves import by_name, nested
 from jaxmlip.models.members import ensemble_potential
 from jaxmlip.models.plans import add_long_range
 from jaxmlip.models.properties import add_properties
@@ -138,17 +139,32 @@ def whole_file(path):
         ) from error
 
 
-def load(path, *, elements=None) -> tuple[Potential, dict, dict]:
+def load(path, *, elements=None, head: str | None = None) -> tuple[Potential, dict, dict]:
     """(potential, params, card) of a file. Raises `ModelError` if it is not whole or not ours.
 
     elements: atomic numbers of the structures to come; with few of them the potential is faster
-    (`models.elements`), and others then give NaN.
+    (`models.elements`), and others then give NaN. head: which one of a potential with several
+    (`models.heads`), which is then an ordinary one.
     """
     card, flat = read(path)
+    if head is not None:
+        card, flat = _of_head(card, flat, head, str(path))
     if elements is not None:
         card, flat = keep_elements(card, flat, elements)
-    params = unflatten_dict({tuple(k.split("/")): jnp.asarray(v) for k, v in flat.items()})
+    params = nested({name: jnp.asarray(value) for name, value in flat.items()})
     return potential_of(card), params, card
+
+
+def _of_head(card, flat, head, where):
+    """(card, {name: array}) of one head; of an imported potential, if that is its head."""
+    if card.get("head_names"):
+        chosen, params = select_head(card, nested(flat), head)
+        return {**chosen, "format": card["format"], "sha256": card["sha256"]}, by_name(params)
+    own = {card.get("head"), (card.get("heads") or {}).get("imported")} - {None}
+    if head not in own:
+        what = f"there is no head '{head}'; " + (f"this is '{min(own)}'" if own else "it has none")
+        raise ModelError(what, where=where, fix="leave head out", code="JM508")
+    return card, flat
 
 
 def read(path) -> tuple[dict, dict]:

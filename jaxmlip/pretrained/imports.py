@@ -54,6 +54,8 @@ def read(path, *, name=None, head=None, extra=None) -> tuple[dict, dict]:
         card["source"]["beside"] = beside
     published = known_file(card["source"]["sha256"], beside) or {}
     card = {"licence": UNKNOWN, **published, **card, **(extra or {})}
+    if head is not None:
+        card["head"] = head
     card["name"] = name or card.get("name") or stem(path)
     card["verified"] = verify(card, params, where=str(path))
     return json.loads(json.dumps(card)), params  # keys as a file has them: they are hashed

@@ -89,8 +89,6 @@ def pull(
         tell("importing")
         terms = {**entry.terms, "name": name, "origin_sha256": hashes}
         terms["importer"] = imports.version()
-        if head is not None:
-            terms["head"] = head
         if not entry.verified:
             terms["origin_verified"] = "not verified against a known hash"
         card = imports.import_weights(files[0], output, name=name, head=head, extra=terms)
@@ -106,20 +104,21 @@ def outdated(card: dict) -> bool:
     return card.get("importer") != imports.version()
 
 
-def on_the_fly(path) -> Path:
-    """The model file of foreign weights, imported when they are first used.
+def on_the_fly(path, *, head: str | None = None) -> Path:
+    """The model file of foreign weights, imported when they are first used; each head has its own.
 
     Kept under the hash of the files and of what makes numbers of them, so that none can go stale.
     """
     from jaxmlip.pretrained import imports
 
     beside, sha256 = imports.hashes_beside(path), weights.sha256(path)
-    key = hashlib.sha256(f"{sha256} {sorted(beside.items())} {imports.version()}".encode())
+    told = f"{sha256} {sorted(beside.items())} {imports.version()} {head or ''}"
+    key = hashlib.sha256(told.encode())
     _made(cache_folder())
     kept = _made(cache_folder() / "imported") / f"{key.hexdigest()}.safetensors"
     source = (_card(kept) or {}).get("source", {})
     if source.get("sha256") != sha256 or source.get("beside", {}) != beside:
-        imports.import_weights(path, kept)
+        imports.import_weights(path, kept, head=head)
     return kept
 
 
