@@ -171,6 +171,32 @@ def test_files_of_several_heads_ask_for_one_wherever_a_model_is_named(folder, mo
         jaxmlip.load("foundation.safetensors", head="two")
 
 
+def test_a_model_without_an_energy_is_no_potential(folder, tmp_path, monkeypatch, capsys):
+    """Its forces would be zero; what its dipole and its polarisability are for goes on."""
+    from jaxmlip.cli import session
+    from jaxmlip.cli.main import main
+    from jaxmlip.pretrained import imports
+
+    monkeypatch.chdir(tmp_path)
+    imports.import_weights(folder / "dielectric_without_l2.model", "d.safetensors")
+    commands = [[command, "CH4", "--model"] for command in ("singlepoint", "relax", "ir")]
+    for command in (*commands, ["models", "export"]):
+        assert main([*command, "d.safetensors"]) == 6
+        err = capsys.readouterr().err
+        assert "JM508" in err and "no energy" in err
+    with pytest.raises(ModelError, match="no energy"):
+        jaxmlip.Calculator("d.safetensors")
+    verified = session.open_model("d.safetensors", "float64", needs_energy=False).card["verified"]
+    assert verified["largest_dipole_eA"] > 1e-3 and verified["dipole_rotation_error_eA"] < 1e-9
+    assert verified["polarizability_rotation_error_e2A2_per_eV"] < 1e-9
+    assert "energy_eV" not in verified
+    potential, params = jaxmlip.load("d.safetensors")
+    water = jaxmlip.from_ase(Atoms("OH2", [[0, 0, 0], [0.8, 0.5, 0], [-0.8, 0.5, 0]]), 5.0)
+    alpha = jax.jit(jaxmlip.polarizability(potential.apply))(params, water)[0]
+    assert_allclose(alpha, alpha.T, atol=1e-12)
+    assert np.abs(alpha).max() > 1e-3
+
+
 def test_the_card_tells_the_settings_of_the_model(folder):
     card, _ = read(folder / "omnibus.model")
     fields = card["fields"]

@@ -71,6 +71,12 @@ def sees_charge(card: dict) -> bool:
     return bool(embedded or card.get("electrostatics"))  # charges sum to that of the structure
 
 
+def has_energy(card: dict) -> bool:
+    """Whether the model of a card has an energy; without, that of its dipole in a field is all."""
+    terms = card.get("electrostatics") or card.get("dispersion")
+    return bool(card["fields"].get("energy", True) or terms)
+
+
 def potential_of(card: dict) -> Potential:
     """The potential of a card: total energies, coupled to the field if it predicts a dipole.
 
@@ -139,14 +145,25 @@ def whole_file(path):
         ) from error
 
 
-def load(path, *, elements=None, head: str | None = None) -> tuple[Potential, dict, dict]:
+def load(
+    path, *, elements=None, head: str | None = None, needs_energy: bool = False
+) -> tuple[Potential, dict, dict]:
     """(potential, params, card) of a file. Raises `ModelError` if it is not whole or not ours.
 
     elements: atomic numbers of the structures to come; with few of them the potential is faster
     (`models.elements`), and others then give NaN. head: which one of a potential with several
-    (`models.heads`), which is then an ordinary one.
+    (`models.heads`), which is then an ordinary one. needs_energy: refuse a model of dipoles or
+    polarisabilities alone, whose energy and forces would be zero.
     """
     card, flat = read(path)
+    if needs_energy and not has_energy(card):
+        raise ModelError(
+            f"model '{card.get('name', Path(path).stem)}' predicts dipoles or polarisabilities but "
+            "no energy: as a potential it would be zero",
+            where=str(path),
+            fix="a model with an energy; `jaxmlip spectra TRAJ --model` and jaxmlip.load take this",
+            code="JM508",
+        )
     if head is not None:
         card, flat = _of_head(card, flat, head, str(path))
     if elements is not None:

@@ -52,16 +52,20 @@ def _is_safetensors(path) -> bool:
     return start[8:] == b"{" and start[:1] != b"{"
 
 
-def load(model, *, elements=None, head: str | None = None) -> tuple[Potential, dict]:
+def load(
+    model, *, elements=None, head: str | None = None, needs_energy: bool = False
+) -> tuple[Potential, dict]:
     """(potential, params) of a name or a path, of ours or of another code; total energies in eV.
 
     elements: atomic numbers of the structures to come: fewer make a universal potential faster,
     and it is the same function of such structures. Others then give NaN. head: name of the one
-    that is wanted, of a potential with several (levels of theory).
+    that is wanted, of a potential with several (levels of theory). needs_energy: refuse a model of
+    dipoles or polarisabilities alone; the energy of such a one is that of its dipole in a field.
     """
     from jaxmlip.models import checkpoint
 
-    potential, params, _ = checkpoint.load(path_of(model, head=head), elements=elements, head=head)
+    options = {"elements": elements, "head": head, "needs_energy": needs_energy}
+    potential, params, _ = checkpoint.load(path_of(model, head=head), **options)
     return potential, params
 
 

@@ -80,6 +80,13 @@ def begin(config: Config, terms, *, find: Callable | None = None):
                 where=config.start.model,
                 fix=f"no weight for {label}, or a model that was trained on it",
             )
+    for label in ("energy", "forces", "stress", "hessian"):
+        if label in terms and not checkpoint.has_energy(card):
+            raise UsageError(
+                f"the loss has a weight for {label}, and the start has no energy",
+                where=config.start.model,
+                fix=f"no weight for {label}, or a model with an energy",
+            )
     frozen = {"properties"} if config.property is not None else set()
     if frozen and card.get("uncertainty"):
         raise UsageError(
