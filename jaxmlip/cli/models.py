@@ -95,6 +95,7 @@ def show(
     output = plan("models", [], json_file=json, overwrite=overwrite)
     path = pretrained.path_of(model)
     card, arrays = checkpoint.read(path)
+    checkpoint.check_shapes(card, arrays, str(path))
     n_parameters = sum(a.size for a in arrays.values())
     _print_card(output, card, n_parameters, str(model))
     output.finish({"command": "models show", **_summary(model, path, card, n_parameters)})

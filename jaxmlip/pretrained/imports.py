@@ -135,24 +135,18 @@ def small_cluster(elements, cutoff: float) -> System:
 
 def check_shapes(model, params, system, where: str = "") -> None:
     """Raises `ModelError` unless the parameters are those that the architecture has."""
+    from jaxmlip.models import checks
+
     wanted = _by_name(jax.eval_shape(model.init, jax.random.key(0), system))
     found = _by_name(params)
     wrong = [
-        *(f"{k} is missing" for k in wanted if k not in found),
-        *(f"{k} has no place" for k in found if k not in wanted),
-        *(
-            f"{k} has shape {np.shape(found[k])}, expected {wanted[k].shape}"
-            for k in wanted
-            if k in found and np.shape(found[k]) != wanted[k].shape
-        ),
+        *checks.misfits(found, {name: x.shape for name, x in wanted.items()}),
         *(f"{k} holds {np.asarray(v).dtype}" for k, v in found.items() if not _is_number(v)),
         *(f"{k} is not finite" for k, v in found.items() if _is_number(v) and not _finite(v)),
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"the weights are not those of this {type(model).__name__}: "
-            f"{'; '.join(wrong[:3])}{more}",
+            f"the weights are not those of this {type(model).__name__}: {checks.some(wrong)}",
             where=where,
             code="JM511",
             fix=f"copy or download the file again; if it is whole, {REPORT}",

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.neighbors import LARGEST_CUTOFF
 
 FIX = "copy or download the file again, or ask its author for one that was saved whole"
 CHOOSE = (  # a head
     "one by name: `jaxmlip models import FILE --head NAME` (or `models pull`); in Python "
     "jaxmlip.load(FILE, head=NAME), Calculator(FILE, head=NAME)"
 )
-LARGEST_CUTOFF = 1e4  # Å
 FORMATS = {  # file here: the code that writes the format
     "mace_torch": "mace-torch",
     "nequix": "Nequix",

@@ -33,7 +33,7 @@ BLOCKS = {  # class of an interaction: is it residual, normalised by density, ga
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 QUANTITIES = {"total_charge": "charge", "total_spin": "spin"}
 MAX_COUPLINGS = 2_000_000  # entries of one table of couplings; l = 3, degree 4 has 65 536
-MAX_LAYERS, MAX_DEGREE = 16, 12  # of harmonics and of polynomials
+MAX_LAYERS, MAX_DEGREE = 16, 8  # of harmonics and of polynomials
 MARKS = (b"mace.modules", b"mace/modules", b"symmetric_contractions.contractions")
 
 

@@ -25,7 +25,7 @@ OWED = {  # what a model must say of itself to be imported; other values are oth
 }
 SKIPS = {"linear": False, "nequip": True}  # self_connection_type: is it different by species
 ELEMENTS = set(range(1, 119))
-LARGEST_DEGREE = 12
+LARGEST_DEGREE = 8
 OLD_NAMES = {  # of versions before 0.10, blanks as underscores
     "EdgeEmbedding": "edge_embedding",
     "reducing_nn_input_to_hidden": "reduce_input_to_hidden",

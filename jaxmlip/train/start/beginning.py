@@ -63,7 +63,9 @@ def begin(config: Config, terms, *, find: Callable | None = None):
     _check_ensemble(config)
     if config.start is None or config.start.model is None:
         return config, Beginning()
-    card, leaves = checkpoint.read((find or Path)(config.start.model))
+    path = (find or Path)(config.start.model)
+    card, leaves = checkpoint.read(path)
+    checkpoint.check_shapes(card, leaves, str(path))
     for several in ("members", "head_names"):
         if card.get(several):
             raise UsageError(
