@@ -155,7 +155,8 @@ def load(
             f"model '{card.get('name', Path(path).stem)}' predicts dipoles or polarisabilities but "
             "no energy: as a potential it would be zero",
             where=str(path),
-            fix="a model with an energy; `jaxmlip spectra TRAJ --model` and jaxmlip.load take this",
+            fix="a model with an energy; `spectra TRAJ --model`, `evaluate --label dipole` and "
+            "jaxmlip.load take this",
             code="JM508",
         )
     if head is not None:
