@@ -11,6 +11,8 @@ import numpy as np
 from jaxmlip.errors import DataError
 from jaxmlip.system import Edges, System, ladder, pad
 
+LARGEST_CUTOFF = 200.0  # Å, of what model files may ask for; from 1000 on the search takes minutes
+
 
 def neighbor_pairs(positions, cell, pbc, cutoff: float):
     """All directed pairs within `cutoff` (Å): senders [n], receivers [n] (sorted), shifts [n, 3].

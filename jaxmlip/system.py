@@ -103,21 +103,24 @@ def edge_vectors(system: System) -> jax.Array:
     # jnp: a numpy array indexed by a traced one fails
     system = jax.tree.map(jnp.asarray, system)
     edges, receivers = system.edges, _receivers(system)
-    cell, shifts = system.cell[system.graph[receivers]], edges.shifts.astype(system.cell.dtype)
+    shifts = _shift_vectors(system, receivers)
     flat = edges.receivers is not None
     starts, ends = (
         with_ghosts(system, system.positions),
         system.positions[receivers] if flat else system.positions[:, None],
     )
-    # axis by axis: [edges, 3] x [3, 3] as a matrix product, and sums over [..., 3], are slow on CPU
-    vectors = [
-        ends[..., axis]
-        + sum(shifts[..., i] * cell[..., i, axis] for i in range(3))
-        - _sent(system, starts[:, axis])
-        for axis in range(3)
-    ]
-    far = jnp.asarray(FAR, system.positions.dtype)
-    return jnp.stack([jnp.where(edges.mask, v, far) for v in vectors], -1)
+    vectors = ends + shifts - _sent(system, starts)
+    return jnp.where(edges.mask[..., None], vectors, jnp.asarray(FAR, vectors.dtype))
+
+
+def _shift_vectors(system, receivers):
+    """The lattice vectors that the shifts of the edges are, [edge, 3]."""
+    shifts = system.edges.shifts.astype(system.cell.dtype)
+    if system.n_graphs == 1:  # without a copy of the cell for each atom: less to compile
+        return jnp.matmul(shifts, system.cell[0], precision=jax.lax.Precision.HIGHEST)
+    # a sum of three: small matrix products, one for each atom, are slow on CPU
+    cell = system.cell[system.graph[receivers]]
+    return sum(shifts[..., i, None] * cell[..., i, :] for i in range(3))
 
 
 def to_edges(system: System, nodes):
@@ -219,10 +222,10 @@ def sum_energies(system: System, energies: Array) -> jax.Array:
     sizes = jnp.where(jnp.isfinite(energies), jnp.abs(energies), 0)
     bound = _sum_devices(system, jax.lax.stop_gradient(sizes.max()) * system.n_atoms)
     largest = jnp.maximum(bound, 1e-30)
-    _, exponent = jnp.frexp(largest)
-    quantum = jnp.ldexp(jnp.ones_like(largest), exponent - 22)
+    # the power of two next to it
+    quantum = jax.lax.reduce_precision(largest, exponent_bits=8, mantissa_bits=0) * 2.0**-22
     leading = jax.lax.stop_gradient(jnp.round(energies / quantum) * quantum)
-    return sum_atoms(system, leading) + sum_atoms(system, energies - leading)
+    return sum_atoms(system, jnp.stack([leading, energies - leading], -1)).sum(-1)
 
 
 # --- new systems from old ------------------------------------------------------------------------
@@ -231,7 +234,8 @@ def sum_energies(system: System, energies: Array) -> jax.Array:
 def strain(system: System, epsilon: Array) -> System:
     """The system under a homogeneous strain [n_graphs, 3, 3]: r -> r (1 + epsilon), cell alike."""
     product = lambda x, y: jnp.einsum("...a,...ab->...b", x, y, precision=jax.lax.Precision.HIGHEST)
-    moved = system.positions + product(system.positions, epsilon[system.graph])
+    of_atoms = epsilon[0] if system.n_graphs == 1 else epsilon[system.graph]
+    moved = system.positions + product(system.positions, of_atoms)
     cell = system.cell + product(system.cell, epsilon[:, None])
     return replace(system, positions=moved, cell=cell)
 

@@ -151,7 +151,8 @@ def test_one_compiled_program_serves_all_structures_of_a_size():
     _, params = potential("lj")
     program = programs("lj")[1]
     for parts in decompositions().values():
-        program(params, place(parts.system, MESH), to_domains(parts, vector_for(systems()["slab"])))
+        vector = to_domains(parts, vector_for(systems()["slab"]))
+        jax.block_until_ready(program(params, place(parts.system, MESH), vector))
     assert program._cache_size() == 1
 
 

@@ -22,9 +22,9 @@ def logged(item):
 
 
 def nap(item):
-    """A calculation of a minute, which says in which process."""
+    """A calculation longer than any test waits, which says in which process."""
     Path(item["log"]).write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(3600)
     return square(item)
 
 

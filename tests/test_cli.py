@@ -341,7 +341,7 @@ def test_the_doctor_finds_nothing_wrong(springs, capsys):
     assert checks["kernels"].startswith("plain XLA")
     empty, filled = found["cold_start"], found["cold_start_with_cache"]
     assert set(empty) == set(filled) and min(empty.values()) >= 0
-    assert empty["forces_first_s"] > empty["forces_second_s"]
+    assert empty["forces_first_s"] > empty["forces_compile_s"] > 0  # a part of it, stall or not
     assert not any("hessian" in key for key in empty)  # only with --full
 
 

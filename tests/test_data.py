@@ -1,5 +1,6 @@
 """Labels, reference energies, splits and padded batches."""
 
+import gc
 import gzip
 import lzma
 import threading
@@ -37,6 +38,7 @@ from jaxmlip.errors import DataError, JaxmlipError, UsageError
 from jaxmlip.interfaces import hdf5
 from jaxmlip.interfaces.ase import from_ase
 from jaxmlip.interfaces.datasets import iter_atoms
+from jaxmlip.interfaces.extxyz import iter_frames
 from jaxmlip.interfaces.guess_keys import guess_keys
 from jaxmlip.interfaces.labels import iter_labelled, read_labelled
 from jaxmlip.system import concatenate
@@ -254,11 +256,31 @@ def test_a_stream_holds_one_block_however_long_the_file(tmp_path, rng, suffix, m
         hdf5.write_frames(path, frames) if suffix == "h5" else write(path, frames)
         del frames
         next(iter_atoms(path))
-        tracemalloc.start()
-        assert sum(1 for _ in iter_atoms(path)) == n
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak_of(iter_atoms(path), n))
     assert peaks[1] - peaks[0] < 60 * 100 * 32 / 4
+
+
+def peak_of(frames, n):
+    """The most bytes that Python holds while n frames pass by; without those of cycles before."""
+    gc.collect()
+    tracemalloc.start()
+    assert sum(1 for _ in frames) == n
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_frames_that_were_read_leave_nothing_behind(tmp_path):
+    """Lines are read ahead and put back: what that leaves would be passed through ever after.
+
+    An iterator around an iterator for each frame holds 350 bytes of it; 72 are a tuple that Python
+    keeps to use again.
+    """
+    peaks = []
+    for n in (200, 1200):
+        (tmp_path / f"{n}.xyz").write_text("1\n\nAr 0 0 0\n" * n)
+        peaks.append(peak_of(iter_frames(tmp_path / f"{n}.xyz"), n))
+    assert peaks[1] - peaks[0] < 1000 * 150
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, rng):
@@ -285,14 +307,14 @@ def test_damaged_files_end_in_our_errors_alone(tmp_path, rng, name):
     (tmp_path / "bad").mkdir()
     for trial in range(40):
         (tmp_path / "bad" / name).write_bytes(damaged(whole, np.random.default_rng(trial)))
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             for frame in described(tmp_path / "bad" / name):
                 assert all(np.isfinite(v).all() for v in frame.labels.values())
                 assert np.isfinite(frame.system.positions).all()
         except JaxmlipError:
             pass
-        assert time.monotonic() - begun < 5
+        assert time.process_time() - begun < 5
 
 
 def damaged(whole, rng):
@@ -574,7 +596,7 @@ def test_batches_are_made_ahead_in_their_order():
 
     loader = prefetch(source(), 3)
     assert next(loader) == 0
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while len(made) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)

@@ -71,10 +71,11 @@ def derivatives(name, order=3):
     def everything(params, x):
         slope = partial(jax.grad(energy, argnums=1), params)
         along = lambda x: jax.jvp(slope, (x,), (u,))[1]
+        value, (of_params, of_x) = jax.value_and_grad(energy, argnums=(0, 1))(params, x)
         found = {
-            "energy": energy(params, x),
-            "gradient": slope(x),
-            "gradient of params": jax.grad(energy)(params, x),
+            "energy": value,
+            "gradient": of_x,
+            "gradient of params": of_params,
             "jvp of gradient": along(x),
         }
         return (

@@ -17,6 +17,7 @@ import jaxmlip
 from jaxmlip.errors import DataError, ModelError, PrecisionError, UsageError
 from jaxmlip.models import MACE, LennardJones, checkpoint
 from jaxmlip.potential import PER_ATOM
+from jaxmlip.pretrained import program_file
 from jaxmlip.pretrained.export import export, load_exported
 from jaxmlip.system import concatenate, pad
 
@@ -174,6 +175,14 @@ def test_what_does_not_fit_is_refused_with_its_numbers(cheap):
             found.predict(found.params, wrong)
 
 
+def test_elements_that_the_card_does_not_list_are_refused(tmp_path):
+    export(toy(CUTOFF), {}, tmp_path / "p.npz", card={"elements": [1, 8]})
+    found = load_exported(tmp_path / "p.npz")
+    found.predict({}, pad(jaxmlip.from_ase(molecule("H2O"), CUTOFF), n_atoms=5))  # 0: padding
+    with pytest.raises(DataError, match=r"\[16\] are not known; this program knows \[1, 8\]"):
+        found.predict({}, jaxmlip.from_ase(molecule("SH2"), CUTOFF))
+
+
 def test_a_program_of_float64_is_refused_without_float64(cheap):
     with jax.enable_x64(False), pytest.raises(PrecisionError):
         load_exported(cheap)
@@ -233,6 +242,35 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_exported(tmp_path / "absent.npz")
 
 
+MANIFESTS = [
+    *((key, None) for key in program_file.OWED),  # None: absent
+    ("format", "1"),
+    ("format", 99),
+    ("sizes", [12, 11]),
+    ("sizes", [[12, "many"]]),
+    ("sizes", [[12, 0]]),
+    ("sizes", [[1, 1]] * 3),
+    ("dtype", "float65"),
+    ("cutoff", -3.0),
+    ("cutoff", float("nan")),
+    ("platforms", "cpu"),
+    ("params", {"set": [0]}),
+    ("params", {"dict": {"a": 0}}),
+    ("params", {"dict": [0]}),
+    ("card", {"elements": [300]}),
+    ("card", {"elements": ["Si"]}),
+]
+
+
+@pytest.mark.parametrize("key, value", MANIFESTS, ids=str)
+def test_a_manifest_that_another_hand_wrote_is_refused(cheap, tmp_path, key, value):
+    arrays, manifest = program_file.read(cheap)
+    changed = {k: v for k, v in (manifest | {key: value}).items() if v is not None}
+    program_file.write(tmp_path / "p.npz", arrays, changed)
+    with pytest.raises(ModelError, match="JM50[56]"):
+        load_exported(tmp_path / "p.npz")
+
+
 def test_parameters_of_other_containers_are_refused(tmp_path):
     from typing import NamedTuple
 
@@ -250,21 +288,26 @@ def test_the_command_exports_a_model_file(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    names = ("jax_default_matmul_precision", "jax_compilation_cache_dir")
-    before = {name: getattr(jax.config, name) for name in names}
     card = {"architecture": "Morse", "fields": {"elements": [29]}}
     checkpoint.save("copper.safetensors", card, {"params": {}})
     arguments = ["models", "export", "copper.safetensors", "--atoms", "2", "--json", "-"]
-    try:
-        assert main(arguments) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["sizes"] == [[2, 1]] and found["path"] == "copper.npz"
-        assert main(arguments) == 2
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sizes"] == [[2, 1]] and found["path"] == "copper.npz"
+    assert main(arguments) == 2
     exported = load_exported("copper.npz")
     pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.866]])
     out = exported.predict(exported.params, jaxmlip.from_ase(pair, exported.cutoff))
     assert_allclose(out["energy"], -0.3429, rtol=1e-12)
     assert_allclose(out["forces"], 0, atol=1e-12)
+
+
+def test_options_without_a_meaning_are_refused_before_anything_is_opened(capsys):
+    from jaxmlip.cli.main import main
+
+    for arguments, message in (
+        (["--neighbors", "8"], "--neighbors"),
+        (["--platform", "cpu", "--platform", "cudaa"], "Did you mean 'cuda'"),
+    ):
+        assert main(["models", "export", "absent.safetensors", *arguments]) == 2
+        assert message in capsys.readouterr().err

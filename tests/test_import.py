@@ -80,11 +80,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    names = ("jax_default_matmul_precision", "jax_compilation_cache_dir")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield module
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return module
 
 
 @pytest.fixture
@@ -317,6 +313,35 @@ def test_an_energy_whose_slope_is_not_the_force_is_refused(params, monkeypatch):
         imports.verify(CARD, params)
 
 
+@pytest.mark.parametrize("energy", [True, False])
+def test_a_dipole_that_does_not_turn_with_the_molecule_is_refused(energy, monkeypatch):
+    def fixed(card):
+        potential = real(card)
+
+        def apply(params, system):
+            out = potential.apply(params, system)
+            return out | {"dipole": out["dipole"] + np.array([0.0, 0.0, 1e-3])}
+
+        return potential._replace(apply=apply)
+
+    card = {"architecture": "MACE", "fields": FIELDS | {"dipole": True, "energy": energy}}
+    shapes = jax.eval_shape(checkpoint.build(card).init, KEY, imports.small_cluster([1, 8], 3.0))
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5), shapes)
+    assert imports.verify(card, params)["dipole_rotation_error_eA"] < 1e-12
+    real = checkpoint.potential_of
+    monkeypatch.setattr(checkpoint, "potential_of", fixed)
+    with pytest.raises(ModelError, match="dipole_rotation_error"):
+        imports.verify(card, params)
+
+
+def test_weights_that_predict_nothing_are_refused(params):
+    fields = FIELDS | {"energy": False}
+    readouts = ("energy_0",)
+    kept = {k: v for k, v in params["params"].items() if k not in readouts}
+    with pytest.raises(ModelError, match="neither an energy"):
+        imports.verify({"architecture": "MACE", "fields": fields}, {"params": kept})
+
+
 def test_a_disk_that_fails_leaves_nothing(foreign, tmp_path, monkeypatch, capsys):
     def full(path, data):
         with open(path, "wb") as file:
@@ -333,8 +358,9 @@ def test_a_disk_that_fails_leaves_nothing(foreign, tmp_path, monkeypatch, capsys
 
 
 @pytest.fixture
-def server(foreign):
+def server(foreign, monkeypatch):
     """A publisher on this machine: {path: (bytes, promised length)}."""
+    monkeypatch.setenv("no_proxy", "*")
     files, requests = {"/water.model": (foreign.read_bytes(), None)}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -394,6 +420,24 @@ def test_a_published_potential_is_pulled_once_and_then_has_a_name(server, entry,
     entry(server.address, known=False)
     assert main(["models", "pull", "water-1", "--accept-unverified", "--overwrite"]) == 0
     assert len(server.requests) == 2
+
+
+def test_what_an_older_importer_made_is_pulled_anew(server, entry, monkeypatch, capsys):
+    entry(server.address)
+    version = imports.version()
+    monkeypatch.setattr(imports, "version", lambda: "older")
+    path, card = pull.pull("water-1")
+    assert pull.pull("water-1")[1] == card and len(server.requests) == 1
+    monkeypatch.setattr(imports, "version", lambda: version)
+    assert main(["singlepoint", "H2O", "--model", "water-1"]) == 0
+    assert "jaxmlip models pull water-1" in capsys.readouterr().err
+    assert pull.outdated(card) and not pull.outdated(pull.pull("water-1")[1])
+    assert len(server.requests) == 2
+    server.files.clear()  # what fails leaves the older one
+    monkeypatch.setattr(imports, "version", lambda: "newer")
+    with pytest.raises(ResourceError):
+        pull.pull("water-1")
+    assert path.is_file()
 
 
 def test_a_file_that_is_at_hand_needs_no_network(entry, foreign):

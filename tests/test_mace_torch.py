@@ -127,15 +127,16 @@ def test_a_trained_model_gives_its_reference_outputs():
 
 
 def test_nothing_of_torch_is_needed(folder):
-    assert matches(folder / "omnibus.model")
-    assert "torch" not in sys.modules and "e3nn" not in sys.modules
+    before = {"torch", "e3nn"} & set(sys.modules)
+    assert matches(folder / "omnibus.model") and read(folder / "omnibus.model")
+    assert {"torch", "e3nn"} & set(sys.modules) == before
 
 
 def test_a_head_is_chosen_by_name_and_the_card_lists_all(folder):
     card, params = read(folder / "foundation.model", head="one")
     assert card["heads"] == {"imported": "one", "available": ["one", "two"]}
-    other, weights = read(folder / "foundation.model")
-    assert other["heads"]["imported"] == "two"  # the last, for want of one called Default
+    other, weights = read(folder / "foundation.model", head="two")
+    assert other["heads"]["imported"] == "two"
     assert other["fields"]["shift"] == card["fields"]["shift"] - 1
     assert other["reference_energies"][6] == card["reference_energies"][6] + 1
     assert not np.array_equal(
@@ -143,6 +144,74 @@ def test_a_head_is_chosen_by_name_and_the_card_lists_all(folder):
     )
     with pytest.raises(UsageError, match="one, two"):
         read(folder / "foundation.model", head="onee")
+
+
+def named(record, *heads):
+    model = deepcopy(record)
+    model.state["heads"] = list(heads)
+    return model
+
+
+def test_without_a_name_only_a_single_or_a_default_head_is_chosen(record):
+    """As mace-torch, which refuses the others: they are levels of theory, and none is meant."""
+    with pytest.raises(
+        ModelError, match=r"2 heads \(one, two\)[\s\S]*--head NAME[\s\S]*head="
+    ) as e:
+        convert(record)
+    assert e.value.exit_code == 6
+    for heads in (("default", "two"), ("one", "Default")):
+        found = convert(named(record, *heads))[0]["heads"]["imported"]
+        assert found.lower() == "default"
+
+
+def test_files_of_several_heads_ask_for_one_wherever_a_model_is_named(folder, monkeypatch, capsys):
+    from jaxmlip.cli.main import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    ask = pytest.raises(ModelError, match=r"heads \(one, two\)[\s\S]*--head NAME")
+    for function in (jaxmlip.load, jaxmlip.Calculator):
+        with ask:
+            function("foundation.model")
+    assert main(["singlepoint", "CH4", "--model", "foundation.model"]) == 6
+    assert "--head NAME" in capsys.readouterr().err
+    assert main(["models", "import", "foundation.model", "--head", "one"]) == 0
+    assert "head 'one' of one, two" in capsys.readouterr().err
+    card = jaxmlip.pretrained.card("foundation.safetensors")
+    assert card["head"] == card["heads"]["imported"] == "one"
+    _, imported = jaxmlip.load("foundation.safetensors")
+    for head, same in (("one", True), ("two", False)):
+        _, params = jaxmlip.load("foundation.model", head=head)
+        equal = jax.tree.map(np.array_equal, params, imported)
+        assert all(jax.tree.leaves(equal)) == same
+    with pytest.raises(ModelError, match="this is 'one'"):
+        jaxmlip.load("foundation.safetensors", head="two")
+
+
+def test_a_model_without_an_energy_is_no_potential(folder, tmp_path, monkeypatch, capsys):
+    """Its forces would be zero; what its dipole and its polarisability are for goes on."""
+    from jaxmlip.cli import session
+    from jaxmlip.cli.main import main
+    from jaxmlip.pretrained import imports
+
+    monkeypatch.chdir(tmp_path)
+    imports.import_weights(folder / "dielectric_without_l2.model", "d.safetensors")
+    commands = [[command, "CH4", "--model"] for command in ("singlepoint", "relax", "ir")]
+    for command in (*commands, ["models", "export"]):
+        assert main([*command, "d.safetensors"]) == 6
+        err = capsys.readouterr().err
+        assert "JM508" in err and "no energy" in err
+    with pytest.raises(ModelError, match="no energy"):
+        jaxmlip.Calculator("d.safetensors")
+    verified = session.open_model("d.safetensors", "float64", needs_energy=False).card["verified"]
+    assert verified["largest_dipole_eA"] > 1e-3 and verified["dipole_rotation_error_eA"] < 1e-9
+    assert verified["polarizability_rotation_error_e2A2_per_eV"] < 1e-9
+    assert "energy_eV" not in verified
+    potential, params = jaxmlip.load("d.safetensors")
+    water = jaxmlip.from_ase(Atoms("OH2", [[0, 0, 0], [0.8, 0.5, 0], [-0.8, 0.5, 0]]), 5.0)
+    alpha = jax.jit(jaxmlip.polarizability(potential.apply))(params, water)[0]
+    assert_allclose(alpha, alpha.T, atol=1e-12)
+    assert np.abs(alpha).max() > 1e-3
 
 
 def test_the_card_tells_the_settings_of_the_model(folder):
@@ -253,7 +322,7 @@ def test_what_cannot_be_represented_is_refused_by_name(record, change, message):
     model = deepcopy(record)
     change(model)
     with pytest.raises(ModelError, match=message) as caught:
-        convert(model)
+        convert(model, head="two")
     assert caught.value.exit_code == 6
 
 

@@ -40,5 +40,5 @@ def test_the_map_names_every_room():
     text = README.read_text()
     for path in Path(jaxmlip.__file__).parent.iterdir():
         if path.is_dir() and path.name != "__pycache__" or path.suffix == ".py":
-            if not path.name.startswith("__"):
+            if not path.name.startswith(("__", ".")):
                 assert f"`{path.name}" in text, f"{path.name} is not in the README's tree"

@@ -120,9 +120,9 @@ def test_held_atoms_keep_their_positions_to_the_last_bit(method):
 
 def test_padding_changes_nothing():
     start = from_ase(icosahedron(), OPEN.cutoff)
-    end, info = relax(OPEN, PARAMS, start)
-    padded, padded_info = relax(OPEN, PARAMS, pad(start, n_atoms=16, n_neighbors=20))
-    assert padded_info.n_steps == info.n_steps
+    both = start, pad(start, n_atoms=16, n_neighbors=20)
+    (end, info), (padded, padded_info) = (relax(OPEN, PARAMS, s, fmax=1e-8) for s in both)
+    assert abs(padded_info.n_steps - info.n_steps) <= 1  # sums of another order: 1e-10 Å there
     assert_allclose(padded.positions[:13], end.positions, atol=1e-9)
     assert_array_equal(padded.positions[13:], 0)
 

@@ -1,6 +1,7 @@
 """Replica exchange: canonical at every temperature, with the acceptance that theory says."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,12 @@ def ready(bath=None, *, every=20):
     return run, thermal_motion(batch, run.bodies, jax.random.key(0), temperature=LADDER)
 
 
+@cache
+def compiled_once(bath):
+    """(run, motion): an integrator is a program of its own."""
+    return ready(bath(dt=0.5, temperature=LADDER))
+
+
 def last(run, motion, *, steps, block=100, record=20):
     return list(trajectory(run, motion, steps=steps, block=block, record=record))[-1]
 
@@ -79,8 +86,8 @@ def test_every_temperature_stays_canonical_and_accepts_as_theory_says():
 
 
 def test_an_exchange_swaps_configurations_and_scales_velocities():
-    run, motion = ready()
-    motion = last(run, motion, steps=20).motion
+    run, motion = compiled_once(langevin)
+    motion = last(run, motion, steps=100).motion
     before = {name: np.asarray(motion.bath[name]) for name in ("walker", "tried", "accepted")}
     energy = jnp.array([-1.0, -9.0, 0.0])  # the second is far below the first: surely traded
     motion = replace(motion, energy=energy)
@@ -99,9 +106,9 @@ OTHERS = [pytest.param(bath, marks=pytest.mark.slow) for bath in (csvr, nose_hoo
 
 @pytest.mark.parametrize("bath", [langevin, *OTHERS])
 def test_a_ladder_goes_on_to_the_bit_and_keeps_its_energy(bath):
-    bath = bath(dt=0.5, temperature=LADDER)
-    blocks = list(trajectory(*ready(bath), steps=400, block=100, record=20))
-    half = last(*ready(bath), steps=200)
+    run, motion = compiled_once(bath)
+    blocks = list(trajectory(run, motion, steps=400, block=100, record=20))
+    half = last(run, motion, steps=200)
     again = last(half.run, half.motion, steps=200)
     for one, other in zip(*map(jax.tree.leaves, (again.motion, blocks[-1].motion)), strict=True):
         if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
@@ -114,7 +121,7 @@ def test_a_ladder_goes_on_to_the_bit_and_keeps_its_energy(bath):
 
 def test_configurations_are_of_the_positions_that_they_came_with():
     """Energies and forces after an exchange are those of the positions after it."""
-    run, motion = ready()
+    run, motion = compiled_once(langevin)
     motion = last(run, motion, steps=200).motion
     assert np.asarray(motion.bath["accepted"]).sum() > 0
     placed = replace(run.system, positions=motion.positions)

@@ -67,7 +67,7 @@ print("sound")
 def test_a_run_that_is_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path):
     """kill -9 at 20 random moments: the newest state is whole and no older than the last done."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.stdout.strip() == "sound", done.stderr
 
 

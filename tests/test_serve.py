@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -21,21 +22,28 @@ OPENED = Opened(
 )
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
+LONG = 600  # seconds: the first answer waits for a compiler on a machine that others use
+
+
+def server_on_a_free_port():
+    """(server, its port): what was free a moment ago may be taken by now."""
+    for _ in range(20):
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            port = s.getsockname()[1]
+        with suppress(OSError):
+            return SocketIOCalculator(port=port, timeout=LONG), port
+    raise OSError("no free port")
 
 
 @pytest.mark.parametrize("atoms", [bulk("Ar", "fcc", 5.2, cubic=True), molecule("H2O")], ids=str)
 def test_a_server_gets_forces_and_virials(atoms):
     atoms.rattle(0.05, seed=0)
-    served, port = atoms.copy(), free_port()
-    with SocketIOCalculator(port=port, timeout=60) as server:
-        counted = []
-        client = threading.Thread(
-            target=lambda: counted.append(serve.answer(served, OPENED, port=port))
-        )
+    served, counted = atoms.copy(), []
+    server, port = server_on_a_free_port()
+    with server:
+        answers = lambda: counted.append(serve.answer(served, OPENED, port=port))
+        client = threading.Thread(target=answers, daemon=True)
         client.start()
         atoms.calc = server
         wanted = atoms.copy()
@@ -49,13 +57,15 @@ def test_a_server_gets_forces_and_virials(atoms):
                 0, 0.05, atoms.positions.shape
             )
             atoms.positions, wanted.positions = moved, moved
-    client.join(timeout=60)
+    client.join(timeout=LONG)
     assert counted == [2]
 
 
 def test_no_server_is_an_error_with_its_address(tmp_path, capsys):
     molecule("H2O").write(tmp_path / "water.xyz")
-    port = free_port()
-    assert main(["serve", str(tmp_path / "water.xyz"), "--address", f"localhost:{port}"]) == 5
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))  # so that no one else listens there; nor does this
+        port = taken.getsockname()[1]
+        assert main(["serve", str(tmp_path / "water.xyz"), "--address", f"localhost:{port}"]) == 5
     assert f"localhost:{port}" in capsys.readouterr().err
     assert main(["serve", str(tmp_path / "water.xyz"), "--address", "nowhere"]) == 2

@@ -250,7 +250,7 @@ BOMBS = {
     + b"q\0"
     + b"h\0h\0\x93" * 10**4
     + b".",
-    "a deep key": b"\x80\x02}" + nested_tuples(10**6)[2:] + b"K\x01s.",
+    "a deep key": b"\x80\x02}" + nested_tuples(3 * 10**5)[2:] + b"K\x01s.",
     "a key of shared tuples": b"\x80\x02}K\x01" + b"2\x86" * 100 + b"K\x01s.",
     "an endless integer": b"\x80\x02\x8b" + struct.pack("<I", 10**5) + b"\x7f" * 10**5 + b".",
     "a length beyond the file": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"abc.",

@@ -273,7 +273,7 @@ def _potential(name):
             read_structure("ethanol"),
         )
     path = pretrained.path_of(name or "organic")
-    potential, params, card = checkpoint.load(path)
+    potential, params, card = checkpoint.load(path, needs_energy=True)
     return (
         Finding("model", "OK", f"{name or 'organic'}, sha256 {card['sha256'][:16]}..."),
         potential,

@@ -9,6 +9,8 @@ from jaxmlip.cli.options import Dtype
 from jaxmlip.cli.output import plan, table, task
 from jaxmlip.errors import UsageError
 
+ENERGIES = {"energy", "energies", "forces", "stress", "hessian"}  # and what is made of them
+
 
 def evaluate(
     model: Annotated[
@@ -60,7 +62,8 @@ def evaluate(
     keys = _pairs(key or (), "--key", "energy=dft_energy")
     units = _pairs(unit or (), "--unit", "polarizability=A3")
     session.start(x64=dtype == Dtype.float64)
-    opened = session.open_model(model, dtype)
+    energy = not label or bool(ENERGIES & set(label))
+    opened = session.open_model(model, dtype, needs_energy=energy)
     session.announce("evaluate", opened, batch_atoms)
     with task("comparing") as tell:
         found = _compared(

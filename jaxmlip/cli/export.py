@@ -8,7 +8,9 @@ import typer
 from jaxmlip.cli import options
 from jaxmlip.cli.options import Dtype
 from jaxmlip.cli.output import note, plan, table, task
-from jaxmlip.errors import UsageError
+from jaxmlip.errors import UsageError, did_you_mean
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export(
@@ -46,6 +48,7 @@ def export(
     from jaxmlip.cli import session
 
     output = plan("export", [], json_file=json, overwrite=overwrite)
+    _check_options(atoms, neighbors, platform or [])
     session.start(x64=dtype == Dtype.float64)
     opened = session.open_model(model, dtype)
     to = to or Path(f"{Path(opened.name).stem}.npz")
@@ -78,3 +81,20 @@ def export(
     kept = {key: found[key] for key in ("sizes", "platforms", "calling_convention", "stress")}
     summary = opened.summary | session.versions()
     output.finish({"command": "models export", "path": str(to), **summary, **kept})
+
+
+def _check_options(atoms, neighbors, platforms):
+    """Sees before the work that every option has a meaning."""
+    if neighbors and not atoms:
+        raise UsageError(
+            "a program for any size has room for any number of neighbours",
+            where="--neighbors",
+            fix="give --atoms too, or leave it out",
+        )
+    for name in platforms:
+        if name not in PLATFORMS:
+            raise UsageError(
+                f"there is no platform '{name}'.{did_you_mean(name, PLATFORMS)}",
+                where="--platform",
+                fix=f"one of {', '.join(PLATFORMS)}",
+            )

@@ -1,6 +1,7 @@
 """Pictures of a training run: how it learnt, and its predictions beside the labels."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def parity(path: Path, settings) -> None:
     from jaxmlip.train.saving import MODEL
     from jaxmlip.train.setup import prepare
 
-    run = prepare(settings, load=pretrained.load, find=pretrained.path_of)
+    run = prepare(
+        settings, load=partial(pretrained.load, needs_energy=True), find=pretrained.path_of
+    )
     _, params, card = checkpoint.load(Path(settings.output) / MODEL)
     bare = card | {"reference_energies": {}, "head_reference_energies": {}}
     potential = bind(checkpoint.potential_of(bare), [system for system, _ in run.valid])

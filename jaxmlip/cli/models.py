@@ -95,6 +95,7 @@ def show(
     output = plan("models", [], json_file=json, overwrite=overwrite)
     path = pretrained.path_of(model)
     card, arrays = checkpoint.read(path)
+    checkpoint.check_shapes(card, arrays, str(path))
     n_parameters = sum(a.size for a in arrays.values())
     _print_card(output, card, n_parameters, str(model))
     output.finish({"command": "models show", **_summary(model, path, card, n_parameters)})
@@ -117,15 +118,17 @@ def import_model(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; default that of the file.")] = None,
-    head: Annotated[str | None, typer.Option(help="Which head of a model with several.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Which head of several; owed unless one is called Default.")
+    ] = None,
     json: options.Json = None,
     overwrite: options.Overwrite = False,
 ):
     """Weights of another code as a model file of this one, tested before it is written.
 
     No code of the file is run. The file is refused (exit status 6) unless every array has its
-    place, the numbers are finite, the forces the slope of the energy (eV, Å), and the energy
-    blind to rotations.
+    place, the numbers are finite, the forces the slope of the energy (eV, Å), the energy is
+    blind to rotations, and dipole and polarisability turn with the structure.
     """
     from jaxmlip.cli import session
 
@@ -151,7 +154,9 @@ def pull(
             "--from", metavar="FILE", help="A file that was downloaded before: no network is used."
         ),
     ] = None,
-    head: Annotated[str | None, typer.Option(help="Which head of a model with several.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Which head of several; owed unless one is called Default.")
+    ] = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept a licence that restricts use.")
     ] = False,
@@ -207,6 +212,9 @@ def _finish(output, command, path, card):
 
     n_parameters = sum(a.size for a in checkpoint.read(path)[1].values())
     _print_card(output, card, n_parameters, card["name"])
+    heads = card.get("heads") or {}
+    if len(heads.get("available", ())) > 1:
+        note(f"head '{heads['imported']}' of {', '.join(heads['available'])}")
     note(f"model file: {path}")
     output.finish({"command": command, **_summary(card["name"], path, card, n_parameters)})
 

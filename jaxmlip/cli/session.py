@@ -86,16 +86,27 @@ def _machine() -> str:
 
 
 def open_model(
-    model: str, dtype: str, *, needs_dipole: bool = False, needs_polarizability: bool = False
+    model: str,
+    dtype: str,
+    *,
+    needs_energy: bool = True,
+    needs_dipole: bool = False,
+    needs_polarizability: bool = False,
 ) -> Opened:
-    """The potential with its parameters in `dtype`; `start` comes first."""
+    """The potential with its parameters in `dtype`; `start` comes first.
+
+    Raises `ModelError` for one that does not predict what is needed.
+    """
     from jaxmlip import pretrained
     from jaxmlip.models import checkpoint
+    from jaxmlip.pretrained import pull
     from jaxmlip.system import cast
 
     path = pretrained.path_of(model)
-    potential, params, card = checkpoint.load(path)
+    potential, params, card = checkpoint.load(path, needs_energy=needs_energy)
     name = path.stem if model in pretrained.names() else str(model)
+    if pull.outdated(card):
+        note(f"'{name}' was imported by another version; `jaxmlip models pull {name}` does it anew")
     if needs_dipole and not has_dipole(card):
         raise ModelError(
             f"model '{name}' predicts no dipole, and infrared intensities are its derivatives",

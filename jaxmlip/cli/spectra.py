@@ -124,7 +124,7 @@ def spectra(
     lags = _lags(between)
     other = None if compare is None else read_curve(compare)
     session.start(x64=str(dtype) == "float64")
-    opened = None if model is None else session.open_model(model, dtype)
+    opened = None if model is None else session.open_model(model, dtype, needs_energy=False)
     from jaxmlip.cli.series import kinds
     from jaxmlip.cli.series.dynamics import check_quantum
     from jaxmlip.cli.series.source import How

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,7 @@ def train(
                 resume=not fresh,
                 force=force,
                 progress=report,
-                load=pretrained.load,
+                load=partial(pretrained.load, needs_energy=True),
                 find=pretrained.path_of,
             )
     except Interrupted as error:

@@ -14,8 +14,9 @@ import lzma
 import math
 import re
 import zlib
+from collections import deque
 from functools import lru_cache, partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 
 from ase import Atoms
@@ -121,23 +122,26 @@ class _Lines:
 
     def __init__(self, stream, path):
         self.source = iter(partial(stream.readline, LONGEST_LINE), "")
+        self.back = deque()  # a chain of iterators would grow by one link a frame
         self.path, self.number = path, 0  # number of lines taken
 
     def take(self, n: int) -> list[str]:
+        taken = [self.back.popleft() for _ in range(min(n, len(self.back)))]
         try:
-            taken = list(islice(self.source, n))
+            taken.extend(islice(self.source, n - len(taken)))
         except DAMAGED as error:
             raise _damaged(f"{self.path}:{self.number}", self.stop(error)) from error
         self.number += len(taken)
         return taken
 
     def put_back(self, lines):
-        self.source = chain(lines, self.source)
+        self.back.extendleft(reversed(lines))
         self.number -= len(lines)
 
     def stop(self, error):
         """After an error that leaves no way to tell where the next frame starts."""
         self.source = iter(())
+        self.back.clear()
         return error
 
 

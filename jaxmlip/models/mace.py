@@ -249,7 +249,7 @@ class MACE(nn.Module):
         x, density = self._messages(i, system, features, species, edges, table)
         update = self._update(i, features)
         numbers = 16 * self.channels * (self.l_max + 1) ** 2  # of a forward and a backward pass
-        rows = block_rows(species.shape[0], numbers * edges[0][0].dtype.itemsize)
+        rows = block_rows(species.shape[0], numbers * edges[0].dtype.itemsize)
         return in_blocks(lambda row: update(*row), (x, density, features, species), rows=rows)
 
     def _update(self, i, features):
@@ -346,10 +346,13 @@ class MACE(nn.Module):
         cut = self._smooth if self.cut_weights else lambda r: 1.0
         if not self.gated:
             layers = self._layers(i, sum(sizes))
-            weights = with_slope(
-                lambda layers, *r: radial_weights(layers, self._basis(*r), scaled=False) * cut(r[0])
-            )
-            return lambda r: split_last(weights(layers, *r), sizes), distances
+
+            def of_paths(layers, *r):
+                weights = radial_weights(layers, self._basis(*r), scaled=False) * cut(r[0])
+                return split_last(weights, sizes)
+
+            weights = with_slope(of_paths)
+            return lambda r: weights(layers, *r), distances
         mlp = SpeciesMLP(self.radial_widths, sum(sizes), len(self.elements), name=f"radial_{i}")
         mlp, inputs = mlp.function(self.n_radial), (distances, edge_species(system, species))
         weights = lambda r, pair: mlp(self._basis(*r), *pair) * cut(r[0])

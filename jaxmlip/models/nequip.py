@@ -138,8 +138,8 @@ class NequIP(nn.Module):
         layers = RadialMLP(self.radial_widths, sum(sizes), name=f"radial_{i}")
         layers = layers.layers(self.n_radial)
         harmonics, frequencies, r = edges
-        weights = with_slope(self._weights)
-        radial = lambda r: split_last(weights((frequencies, layers), r), sizes)
+        weights = with_slope(lambda *given: split_last(self._weights(*given), sizes))
+        radial = lambda r: weights((frequencies, layers), r)
         width = self.avg_num_neighbors * (self.radial_widths or (self.n_radial,))[-1]
         scales = [  # of the sum and all these linear maps at once
             1 / sqrt(width * arriving[target] * (1 if self.bias else dict(same)[sender]))

@@ -36,7 +36,7 @@ def add_properties(model, entries: dict) -> Potential:
 
     def init(key, system):
         params = dict(model.init(key, system))
-        width = _n_scalars(model, params, system)
+        width = _n_scalars(model, system)
         new = lambda entry: property_params(key, entry, width, len(model.elements))
         return {**params, "properties": {name: new(entry) for name, entry in entries.items()}}
 
@@ -59,13 +59,17 @@ def predicted_with_scalars(model, params, system):
     Raises `ModelError` for an architecture without features.
     """
     out, kept = model.apply({"params": params["params"]}, system, mutable=["intermediates"])
+    return dict(out), _scalars(model, kept)
+
+
+def _scalars(model, kept):
     layers = kept.get("intermediates", {}).get("scalars")
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no features that a property could be read from",
             code="JM509",
         )
-    return dict(out), layers
+    return layers
 
 
 def property_params(key, entry: dict, n_scalars: int, n_elements: int) -> dict:
@@ -99,9 +103,10 @@ def check_entry(name: str, entry: dict) -> None:
         raise ModelError(f"'{name}' is known, and is not such a scalar", code="JM509")
 
 
-def _n_scalars(model, params, system):
-    _, layers = jax.eval_shape(lambda p: predicted_with_scalars(model, p, system), params)
-    return sum(x.shape[-1] for x in layers)
+def _n_scalars(model, system):
+    """From `init`, which needs no plan of long-range features."""
+    kept = jax.eval_shape(lambda: model.init(jax.random.key(0), system, mutable=True))
+    return sum(x.shape[-1] for x in _scalars(model, kept))
 
 
 def _read(entry, weights, x, species, system):

@@ -92,8 +92,9 @@ class So3krates(nn.Module):
         r = jnp.minimum(r, self.local_cutoff)
         smooth = envelope(r, self.local_cutoff, p=3)
         basis = bernstein(r, self.n_radial)
-        all_degrees = spherical_harmonics(unit, max(self.degrees))
-        harmonics = jnp.concatenate([all_degrees[l] for l in self.degrees], -1) / sqrt(4 * pi)
+        every = spherical_harmonics(unit, max(self.degrees))
+        parts = [every[..., l**2 : (l + 1) ** 2] for l in self.degrees]
+        harmonics = jnp.concatenate(parts, -1) / sqrt(4 * pi)
         x, euclidean = self._embedding(system, species), None
         for i in range(self.n_layers):
             layer = AttentionLayer(

@@ -73,9 +73,12 @@ def in_blocks(function, arrays, *, rows: int):
 
 
 def _count(n, rows) -> int:
-    """Number of blocks: one that divides n if a few more do; what pads them is computed, too."""
+    """Number of blocks: one that divides n if fewer than twice as many do.
+
+    What pads the blocks of other numbers is computed, and compiled, too.
+    """
     least = -(-n // rows)
-    return next((c for c in range(least, least + least // 2 + 1) if n % c == 0), least)
+    return next((c for c in range(least, 2 * least) if n % c == 0), least)
 
 
 def _stack(x, count, rows):

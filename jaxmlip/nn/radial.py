@@ -1,5 +1,6 @@
 """Radial bases and envelopes: how distances enter, and how they leave smoothly at the cutoff."""
 
+from functools import cache
 from math import comb, pi, sqrt
 
 import flax.linen as nn
@@ -85,7 +86,9 @@ def with_slope(function):
         out, rest = value(*primals), (d_weights, d_others)
         moved = jax.tree.map(jnp.zeros_like, out)
         if not _is_zero(dr):
-            moved = jax.tree.map(lambda x: dr[..., None] * x, slope(*primals))
+            # one array for all of a width: their cotangents are added before the sum over channels
+            wide = cache(lambda n: jnp.broadcast_to(dr[..., None], (*dr.shape, n)))
+            moved = jax.tree.map(lambda x: wide(x.shape[-1]) * x, slope(*primals))
         if not all(map(_is_zero, jax.tree.leaves(rest))):
             at_r = lambda weights, others: function(weights, r, *others)
             more = jax.jvp(at_r, (weights, others), jax.tree.map(_instantiate, rest))[1]

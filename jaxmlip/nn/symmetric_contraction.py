@@ -170,13 +170,12 @@ class SymmetricContraction(nn.Module):
             ],
             axis=1,
         )
-        weights = weights if scale == 1 else weights * scale
         terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
         evaluate = (_term_by_term if terms <= UNROLLED_TERMS else _matrix_product)(self)
 
         def contract(features, species):
             x = jnp.concatenate([features[l, (-1) ** l] for l in range(self.l_max + 1)], 1)
-            return evaluate(x, of_species(weights.astype(x.dtype), species))
+            return evaluate(x, of_species(weights.astype(x.dtype), species, scale))
 
         return contract
 

@@ -1,7 +1,7 @@
 """Messages: features of the senders times harmonics of the edges, weighted, summed at receivers."""
 
 from dataclasses import replace
-from math import sqrt
+from math import isqrt, sqrt
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def messages(
 ) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics), mixed.
 
-    features {key: [n_atoms, 2l+1, c]}, harmonics: list of [edge, 2l+1], zero for padded edges
+    features {key: [n_atoms, 2l+1, c]}, harmonics: [edge, (l_max+1)²], zero for padded edges
     (`edge_harmonics`); radial: inputs (arrays
     [edge, ...]) -> weights, a list of [edge, c] for the paths; mix: what becomes of the sums of
     an atom (it is computed with them); scales: a number for each path, which it is times. Radial
@@ -90,7 +90,7 @@ def messages(
     n, k = edges.senders.shape[0], edges.senders.shape[-1]
     inner = outer = n
     if edges.receivers is None:
-        width = lambda key: features[key].shape[-1] * harmonics[0].dtype.itemsize * k
+        width = lambda key: features[key].shape[-1] * harmonics.dtype.itemsize * k
         inner = block_rows(n, sum((2 * s[0] + 2) * width(s) for s, _, _ in couplings))
         # the backward pass of each outer block adds to the features of all atoms: few of them
         outer = max(inner, -(-n // blocks.OUTER)) if isinstance(n, int) else n
@@ -107,20 +107,20 @@ def species_messages(
     Per-receiver edges only.
     """
     hidden, last = radial
-    dtype = harmonics[0].dtype
+    dtype, degrees = harmonics.dtype, isqrt(harmonics.shape[-1])
     onehot = with_ghosts(system, jax.nn.one_hot(species, len(table), dtype=dtype))
     by_path = jax.lax.split(last.astype(dtype), [table.shape[1]] * len(couplings), axis=1)
     products = {
         target: (l, (table[:, None, :] * (scale * w)).reshape(-1, w.shape[-1]))
         for (_, l, target), scale, w in zip(couplings, scales, by_path, strict=True)
     }
-    parts = [len(table) * y.shape[-1] for y in harmonics]
+    parts = [len(table) * (2 * l + 1) for l in range(degrees)]
 
     def some(rows):
         edges, harmonics, inputs = rows
         part = replace(system, edges=edges)
         sent, radials = to_edges(part, onehot), hidden(inputs)[..., None, :]
-        factors = jnp.concatenate(harmonics, -1)[..., None] * sent[..., None, :]
+        factors = harmonics[..., None] * sent[..., None, :]
         factors = factors.reshape(*sent.shape[:2], 1, -1)
         density = sum_edges(part, radials, factors, masked=True)
         density = jax.lax.split(density, parts, axis=1)
@@ -129,7 +129,7 @@ def species_messages(
 
     edges = replace(system.edges, halo=None, images=None)
     n, k = edges.senders.shape
-    numbers = k * (len(table) * len(harmonics) ** 2 + 8 * last.shape[0])
+    numbers = k * (len(table) * degrees**2 + 8 * last.shape[0])
     rows = block_rows(n, numbers * dtype.itemsize)
     return in_blocks(some, (edges, harmonics, inputs), rows=rows)
 
@@ -137,7 +137,7 @@ def species_messages(
 def convolve(system: System, sent, harmonics, weights, couplings, scales=None) -> dict:
     """Sum over neighbours of weight x (feature of the sender coupled to the harmonics of the edge).
 
-    sent {key: [edge, 2l+1, c]}, harmonics: list of [edge, 2l+1], zero for padded edges, weights:
+    sent {key: [edge, 2l+1, c]}, harmonics: [edge, (l_max+1)²], zero for padded edges, weights:
     list of [edge, c], one a path. Returns {key: [n_atoms, 2l+1, sum over paths to key of c]},
     each path scaled to component normalisation (e3nn's 'uvu' product), times its scale. With edges
     per receiver the reduction is one batched matrix product a path, and messages are never stored.
@@ -161,18 +161,21 @@ def tensor_product(x, y, l3: int):
 
 
 def coupled_harmonics(harmonics, couplings, scales=None) -> list:
-    """[edge, 2l+1] for each degree -> [edge, components of sender, of message] for each path."""
+    """[edge, (l_max+1)²] -> [edge, components of sender, of message] for each path.
+
+    Component normalisation, times a number a path. All degrees lie in one array, and a table has
+    zeros for the others: slices and their gradients would be more to compile than the products.
+    """
     scales = scales or [1.0] * len(couplings)
     return [
-        _coupled(harmonics[l], sender[0], target[0], scale)
+        _coupled(harmonics, sender[0], l, target[0], scale)
         for (sender, l, target), scale in zip(couplings, scales, strict=True)
     ]
 
 
-def _coupled(y, l1, l3, scale):
-    """[edge, 2l+1] -> [edge, 2 l1+1, 2 l3+1], component normalisation, times a number."""
-    if l1 == 0:
-        return scale * y[..., None, :]
-    table = scale * sqrt(2 * l3 + 1) * clebsch_gordan(l1, (y.shape[-1] - 1) // 2, l3)
-    table = jnp.asarray(np.swapaxes(table, 0, 1).reshape(y.shape[-1], -1), y.dtype)
-    return (y @ table).reshape(*y.shape[:-1], 2 * l1 + 1, 2 * l3 + 1)
+def _coupled(y, l1, l2, l3, scale):
+    table = np.zeros((y.shape[-1], 2 * l1 + 1, 2 * l3 + 1))
+    coefficients = scale * sqrt(2 * l3 + 1) * clebsch_gordan(l1, l2, l3)
+    table[l2**2 : (l2 + 1) ** 2] = np.swapaxes(coefficients, 0, 1)
+    products = y @ jnp.asarray(table.reshape(len(table), -1), y.dtype)
+    return products.reshape(*y.shape[:-1], 2 * l1 + 1, 2 * l3 + 1)

@@ -13,11 +13,12 @@ def names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.safetensors"))
 
 
-def path_of(model) -> Path:
+def path_of(model, *, head: str | None = None) -> Path:
     """The model file of a packaged or pulled name, or of a path.
 
     A path of foreign weights (mace-torch, Nequix ...) is imported when it is first used, and the
-    result is kept in the user's cache. Raises `ModelError` for an unknown name or kind of file.
+    result is kept in the user's cache. head: which one of foreign weights with several. Raises
+    `ModelError` for an unknown name or kind of file, and for several heads of which none is chosen.
     """
     from jaxmlip.pretrained.published import PUBLISHED
     from jaxmlip.pretrained.pull import on_the_fly, pulled
@@ -26,7 +27,7 @@ def path_of(model) -> Path:
     if path.suffix == ".safetensors":
         return path
     if path.is_file():
-        return path if _is_safetensors(path) else on_the_fly(path)
+        return path if _is_safetensors(path) else on_the_fly(path, head=head)
     known = {name: FOLDER / f"{name}.safetensors" for name in names()}
     known = {**pulled(), **known}
     if str(model) in known:
@@ -51,15 +52,20 @@ def _is_safetensors(path) -> bool:
     return start[8:] == b"{" and start[:1] != b"{"
 
 
-def load(model, *, elements=None) -> tuple[Potential, dict]:
+def load(
+    model, *, elements=None, head: str | None = None, needs_energy: bool = False
+) -> tuple[Potential, dict]:
     """(potential, params) of a name or a path, of ours or of another code; total energies in eV.
 
-    elements: atomic numbers of the structures to come: fewer make a universal MACE faster, and it
-    is the same function of such structures. Others then give NaN.
+    elements: atomic numbers of the structures to come: fewer make a universal MACE faster,
+    and it is the same function of such structures. Others then give NaN. head: name of the one
+    that is wanted, of a potential with several (levels of theory). needs_energy: refuse a model of
+    dipoles or polarisabilities alone; the energy of such a one is that of its dipole in a field.
     """
     from jaxmlip.models import checkpoint
 
-    potential, params, _ = checkpoint.load(path_of(model), elements=elements)
+    options = {"elements": elements, "head": head, "needs_energy": needs_energy}
+    potential, params, _ = checkpoint.load(path_of(model, head=head), **options)
     return potential, params
 
 

@@ -11,12 +11,15 @@ class Calculator(PotentialCalculator):
 
     dtype: 'float64' for second derivatives and tight relaxations (needs jax_enable_x64).
     elements: atomic numbers of the structures to come, if not all that the model knows: fewer
-    make a universal MACE faster. Others raise `ModelError`.
+    make a universal MACE faster. Others raise `ModelError`. head: name of the one that is
+    wanted, of a potential with several. Raises `ModelError` for a model without an energy.
     """
 
-    def __init__(self, model, *, dtype=None, elements=None, **kwargs):
-        path = path_of(model)
-        potential, params, card = checkpoint.load(path, elements=elements)
+    def __init__(self, model, *, dtype=None, elements=None, head=None, **kwargs):
+        path = path_of(model, head=head)
+        potential, params, card = checkpoint.load(
+            path, elements=elements, head=head, needs_energy=True
+        )
         super().__init__(
             potential,
             params,

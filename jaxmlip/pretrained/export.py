@@ -93,8 +93,8 @@ def load_exported(path) -> Exported:
 
     `predict(params, system)` takes one structure with edges per receiver, in the dtype of the
     program; it pads to the nearest size and gives back arrays of the system's own size. A system
-    that is too large, or of another kind, raises `DataError`. A program is run: load no file of
-    a stranger.
+    that is too large, of another kind, or of elements that the card does not list, raises
+    `DataError`. A program is run: load no file of a stranger.
     """
     _check_packages()
     arrays, manifest = program_file.read(Path(path))
@@ -103,11 +103,10 @@ def load_exported(path) -> Exported:
     _check_platform(manifest, path)
     sizes = [tuple(size) for size in manifest["sizes"]]
     programs = [_loaded(arrays[f"program_{i}"], path) for i in range(len(sizes) or 1)]
-    values = [
-        jnp.asarray(arrays[f"param_{i}"]) for i in range(program_file.count(manifest["params"]))
-    ]
+    numbers = program_file.leaves(manifest["params"])
+    values = {i: jnp.asarray(arrays[f"param_{i}"]) for i in numbers}
     return Exported(
-        _predictor(programs, sizes, manifest["dtype"]),
+        _predictor(programs, sizes, manifest["dtype"], manifest["card"].get("elements")),
         program_file.filled(manifest["params"], values),
         manifest["cutoff"],
         manifest["card"],
@@ -175,11 +174,12 @@ def _system(arrays) -> System:
 # --- calling -------------------------------------------------------------------------------------
 
 
-def _predictor(programs, sizes, dtype):
+def _predictor(programs, sizes, dtype, elements):
     calls = [jax.jit(program.call) for program in programs]
 
     def predict_of(params, system):
         _check(system, dtype)
+        _check_elements(system.numbers, elements)
         which, fitted = _fit(system, sizes)
         out = calls[which](jax.tree.leaves(params), _arguments(fitted))
         return _cut(out, fitted.n_atoms, system.n_atoms)
@@ -204,6 +204,19 @@ def _check(system, dtype):
         what = f"positions are {system.positions.dtype}; this program computes in {dtype}"
     if what:
         raise DataError(what, code="JM521", fix="see `load_exported`")
+
+
+def _check_elements(numbers, elements):
+    """Of numbers that are known on the host; 0 is padding."""
+    if not elements or isinstance(numbers, jax.core.Tracer):
+        return
+    unknown = sorted(set(np.asarray(numbers).tolist()) - {0, *elements})
+    if unknown:
+        raise DataError(
+            f"atomic numbers {unknown} are not known; this program knows {sorted(elements)}",
+            code="JM521",
+            fix="a program of a model that was trained on these elements",
+        )
 
 
 def _fit(system, sizes):

@@ -2,11 +2,13 @@
 
 What a reader makes of a foreign file is not believed: every array must have the shape that the
 architecture asks for, and on a small cluster of the model's own elements the numbers must be
-finite, the forces the slope of the energy, and the energy blind to rotations.
+finite, the forces the slope of the energy, the energy blind to rotations, and dipole and
+polarisability must turn with the cluster.
 """
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -15,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmlip
-from jaxmlip.derivatives.first import total_energy
 from jaxmlip.errors import ModelError
 from jaxmlip.interfaces import weights
 from jaxmlip.neighbors import find_edges
 from jaxmlip.system import System, cast, pad
 
-SLOPE, TURN = 1e-6, 1e-9  # largest relative errors of a force and of the energy of a turned cluster
+SLOPE, TURN = 1e-6, 1e-9  # largest relative errors of a force, and of what a turned cluster has
+RESPONSES = {"dipole": "eA", "polarizability": "e2A2_per_eV"}  # and their units
 CLUSTER = np.array(  # five atoms without symmetry, in units of the nearest distance
     [[0, 0, 0], [1.05, 0.1, 0], [-0.3, 1.1, 0.2], [0.25, 0.3, -1.2], [-0.9, -0.6, 0.5]]
 )
@@ -54,6 +56,8 @@ def read(path, *, name=None, head=None, extra=None) -> tuple[dict, dict]:
         card["source"]["beside"] = beside
     published = known_file(card["source"]["sha256"], beside) or {}
     card = {"licence": UNKNOWN, **published, **card, **(extra or {})}
+    if head is not None:
+        card["head"] = head
     card["name"] = name or card.get("name") or stem(path)
     card["verified"] = verify(card, params, where=str(path))
     return json.loads(json.dumps(card)), params  # keys as a file has them: they are hashed
@@ -80,7 +84,8 @@ def verify(card: dict, params, *, where: str = "") -> dict:
     """What was found, or `ModelError` if the weights do not do what a potential does.
 
     Shapes against the architecture; then, in float64: finite numbers, forces against differences
-    of energies (relative to the largest force), the energy of a turned cluster (per atom).
+    of energies (relative to the largest force), the energy of a turned cluster (per atom), if there
+    is an energy; dipole and polarisability of a turned cluster, if there are any.
     """
     try:
         return _verify(card, params, where)
@@ -105,7 +110,8 @@ def _verify(card, params, where):
     with jax.enable_x64(True):
         system = small_cluster(elements, float(model.cutoff))
         check_shapes(model, params, system, where)
-        return _check_numbers(checkpoint.potential_of(card), params, system, where)
+        potential = checkpoint.potential_of(card)
+        return _check_numbers(potential, params, system, where, checkpoint.has_energy(card))
 
 
 def small_cluster(elements, cutoff: float) -> System:
@@ -129,24 +135,18 @@ def small_cluster(elements, cutoff: float) -> System:
 
 def check_shapes(model, params, system, where: str = "") -> None:
     """Raises `ModelError` unless the parameters are those that the architecture has."""
+    from jaxmlip.models import checks
+
     wanted = _by_name(jax.eval_shape(model.init, jax.random.key(0), system))
     found = _by_name(params)
     wrong = [
-        *(f"{k} is missing" for k in wanted if k not in found),
-        *(f"{k} has no place" for k in found if k not in wanted),
-        *(
-            f"{k} has shape {np.shape(found[k])}, expected {wanted[k].shape}"
-            for k in wanted
-            if k in found and np.shape(found[k]) != wanted[k].shape
-        ),
+        *checks.misfits(found, {name: x.shape for name, x in wanted.items()}),
         *(f"{k} holds {np.asarray(v).dtype}" for k, v in found.items() if not _is_number(v)),
         *(f"{k} is not finite" for k, v in found.items() if _is_number(v) and not _finite(v)),
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"the weights are not those of this {type(model).__name__}: "
-            f"{'; '.join(wrong[:3])}{more}",
+            f"the weights are not those of this {type(model).__name__}: {checks.some(wrong)}",
             where=where,
             code="JM511",
             fix=f"copy or download the file again; if it is whole, {REPORT}",
@@ -165,31 +165,35 @@ def _check_references(card, elements, where):
         )
 
 
-def _check_numbers(potential, params, system, where):
-    params = cast(params, "float64")
-    slope = jax.jit(jax.value_and_grad(total_energy(potential.apply)))
-    at = lambda positions: jax.device_get(slope(positions, params, system))
+def _check_numbers(potential, params, system, where, has_energy):
+    at = _predictions(potential, cast(params, "float64"), system)
     x = system.positions
-    energy, gradient = at(x)
-    if not (np.isfinite(energy) and np.isfinite(gradient).all()):
-        what = f"energy or forces are not finite: {energy} eV"
+    energy, gradient, responses = at(x)
+    if not all(np.isfinite(value).all() for value in (energy, gradient, *responses.values())):
+        what = f"energy, forces, dipole or polarizability are not finite: {energy} eV"
+        raise ModelError(what, where=where, code="JM512", fix=REPORT)
+    if not (has_energy or responses):
+        what = "neither an energy nor a dipole nor a polarisability is predicted"
         raise ModelError(what, where=where, code="JM512", fix=REPORT)
     random = np.random.default_rng(0)
     direction = random.normal(size=x.shape) / np.sqrt(x.size)
     turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
-    differences = _difference(lambda h: at(x + h * direction)[0])
-    force = float(np.abs(gradient).max())
-    found = {
-        "energy_eV": float(energy),
-        "largest_force_eV_per_A": force,
-        "force_error_eV_per_A": abs(float(differences - (gradient * direction).sum())),
-        "rotation_error_eV": abs(float(at(x @ turn.T)[0] - energy)),
-    }
-    # differences lose what the sum of energies is rounded by: eps x |E| / step
-    limits = {
-        "force_error_eV_per_A": SLOPE * max(1.0, force) + 1e-12 * abs(energy),
-        "rotation_error_eV": TURN * max(1.0, force, 1e-3 * abs(energy)),
-    }
+    turned, _, turned_responses = at(x @ turn.T)
+    found, limits = _turned(responses, turned_responses, turn)
+    if has_energy:
+        force = float(np.abs(gradient).max())
+        differences = _difference(lambda h: at(x + h * direction)[0])
+        found |= {
+            "energy_eV": float(energy),
+            "largest_force_eV_per_A": force,
+            "force_error_eV_per_A": abs(float(differences - (gradient * direction).sum())),
+            "rotation_error_eV": abs(float(turned - energy)),
+        }
+        # differences lose what the sum of energies is rounded by: eps x |E| / step
+        limits |= {
+            "force_error_eV_per_A": SLOPE * max(1.0, force) + 1e-12 * abs(energy),
+            "rotation_error_eV": TURN * max(1.0, force, 1e-3 * abs(energy)),
+        }
     for key, limit in limits.items():
         if not found[key] <= limit:
             raise ModelError(
@@ -199,6 +203,34 @@ def _check_numbers(potential, params, system, where):
                 fix=REPORT,
             )
     return found
+
+
+def _predictions(potential, params, system):
+    """positions -> (energy, its gradient, {dipole and polarizability, if predicted})."""
+
+    def energy(positions, params, system):
+        out = potential.apply(params, replace(system, positions=positions))
+        return out["energy"].sum(), {k: out[k][0] for k in RESPONSES if k in out}
+
+    slope = jax.jit(jax.value_and_grad(energy, has_aux=True))
+
+    def at(positions):
+        (value, responses), gradient = jax.device_get(slope(positions, params, system))
+        return value, gradient, responses
+
+    return at
+
+
+def _turned(responses, turned, turn):
+    """What dipole and polarisability are, how far from theirs those of a turned cluster; limits."""
+    found, limits = {}, {}
+    for name, value in responses.items():
+        expected = turn @ value if value.ndim == 1 else turn @ value @ turn.T
+        size, key = float(np.abs(value).max()), f"{name}_rotation_error_{RESPONSES[name]}"
+        found[f"largest_{name}_{RESPONSES[name]}"] = size
+        found[key] = float(np.abs(turned[name] - expected).max())
+        limits[key] = TURN * max(1.0, size)
+    return found, limits
 
 
 def _difference(energy, step=1e-3):

@@ -10,6 +10,16 @@ from jaxmlip import json_text
 from jaxmlip.errors import ModelError, UsageError
 
 FORMAT = 1
+OWED = {  # of a manifest: what it must be
+    "format": int,
+    "sizes": list,
+    "dtype": str,
+    "x64": bool,
+    "cutoff": (int, float),
+    "platforms": list,
+    "params": (dict, int),
+    "card": dict,
+}
 
 
 def write(path, arrays: dict, manifest: dict) -> None:
@@ -50,6 +60,9 @@ def read(path) -> tuple[dict, dict]:
             code="JM504",
             fix="copy or export it again",
         )
+    wrong = [k for k, kind in OWED.items() if not isinstance(manifest.get(k), kind)]
+    if wrong:
+        raise _foreign(f"its manifest has no sound {', '.join(wrong)}", path)
     if manifest["format"] > FORMAT:
         raise ModelError(
             f"written in format {manifest['format']}, this version reads up to {FORMAT}",
@@ -57,7 +70,35 @@ def read(path) -> tuple[dict, dict]:
             code="JM506",
             fix="pip install -U jaxmlip",
         )
+    _check_contents(arrays, manifest, path)
     return arrays, manifest
+
+
+def _check_contents(arrays, manifest, path):
+    """Raises `ModelError` unless all that the manifest speaks of is there, and can be."""
+    try:
+        pairs = [(int(n), int(k)) for n, k in manifest["sizes"]]
+        owed = {f"program_{i}" for i in range(len(pairs) or 1)}
+        owed |= {f"param_{i}" for i in leaves(manifest["params"])}
+        np.dtype(manifest["dtype"])
+        elements = [int(z) for z in manifest["card"].get("elements") or []]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise _foreign(f"its manifest cannot be read: {error}", path) from error
+    if missing := sorted(owed - set(arrays)):
+        raise _foreign(f"it lacks {', '.join(missing[:3])}", path)
+    if not (0 < manifest["cutoff"] < float("inf") and min(map(min, pairs), default=1) > 0):
+        raise _foreign("its cutoff or sizes are not above zero", path)
+    if not all(0 < z < 119 for z in elements):
+        raise _foreign("its card lists elements that are none", path)
+
+
+def _foreign(what, path):
+    return ModelError(
+        f"not a program that jaxmlip has exported: {what}",
+        where=str(path),
+        code="JM505",
+        fix="export it again",
+    )
 
 
 def digest(array) -> str:
@@ -91,8 +132,10 @@ def filled(skeleton, values):
     return {"tuple": tuple, "list": list}[kind](filled(v, values) for v in inner)
 
 
-def count(skeleton) -> int:
+def leaves(skeleton) -> list[int]:
+    """The numbers of its leaves."""
     if isinstance(skeleton, int):
-        return 1
+        return [skeleton]
     ((kind, inner),) = skeleton.items()
-    return sum(map(count, inner.values() if kind == "dict" else inner))
+    inner = {"dict": dict.values, "tuple": list, "list": list}[kind](inner)
+    return [number for part in inner for number in leaves(part)]

@@ -65,8 +65,9 @@ def pull(
 ) -> tuple[Path, dict]:
     """(model file, card) of a published potential, downloaded, checked and imported once.
 
-    What was pulled before is given again; where that is of another file or head, only `overwrite`
-    replaces it, and else there is a `UsageError`.
+    What was pulled before is given again, unless another version of the importer made it: then it
+    is pulled anew. Where it is of another file or head, only `overwrite` replaces it, and else
+    there is a `UsageError`.
 
     source: a file that was downloaded before, instead of the network. Licences that restrict use
     and files without a known hash have to be accepted by the caller, else `UsageError`. Raises
@@ -75,37 +76,49 @@ def pull(
     """
     entry = published(name)
     _check_accepted(name, entry, accept_licence, accept_unverified)
-    from jaxmlip.pretrained.imports import import_weights
+    from jaxmlip.pretrained import imports
 
     output = _made(cache_folder()) / f"{name}.safetensors"
     if output.exists() and not overwrite:
-        return output, _pulled_card(output, entry, source, head)
+        card = _pulled_card(output, entry, source, head)
+        if not outdated(card):
+            return output, card
+        tell("imported by another version: once more")
     with _fetched(entry, source, output.parent, tell) as files:
         hashes = _verified(entry, files)
         tell("importing")
         terms = {**entry.terms, "name": name, "origin_sha256": hashes}
-        if head is not None:
-            terms["head"] = head
+        terms["importer"] = imports.version()
         if not entry.verified:
             terms["origin_verified"] = "not verified against a known hash"
-        card = import_weights(files[0], output, name=name, head=head, extra=terms)
+        card = imports.import_weights(files[0], output, name=name, head=head, extra=terms)
     return output, card
 
 
-def on_the_fly(path) -> Path:
-    """The model file of foreign weights, imported when they are first used.
+def outdated(card: dict) -> bool:
+    """Whether a model was pulled, and imported by another version than this one."""
+    if "origin_sha256" not in card:
+        return False
+    from jaxmlip.pretrained import imports
+
+    return card.get("importer") != imports.version()
+
+
+def on_the_fly(path, *, head: str | None = None) -> Path:
+    """The model file of foreign weights, imported when they are first used; each head has its own.
 
     Kept under the hash of the files and of what makes numbers of them, so that none can go stale.
     """
     from jaxmlip.pretrained import imports
 
     beside, sha256 = imports.hashes_beside(path), weights.sha256(path)
-    key = hashlib.sha256(f"{sha256} {sorted(beside.items())} {imports.version()}".encode())
+    told = f"{sha256} {sorted(beside.items())} {imports.version()} {head or ''}"
+    key = hashlib.sha256(told.encode())
     _made(cache_folder())
     kept = _made(cache_folder() / "imported") / f"{key.hexdigest()}.safetensors"
     source = (_card(kept) or {}).get("source", {})
     if source.get("sha256") != sha256 or source.get("beside", {}) != beside:
-        imports.import_weights(path, kept)
+        imports.import_weights(path, kept, head=head)
     return kept
 
 

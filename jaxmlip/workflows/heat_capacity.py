@@ -219,7 +219,8 @@ def _model(model: str, elements, memory, workers, qpoints, probes, *, size) -> _
     from jaxmlip.derivatives.second.hessian import chunk_memory
     from jaxmlip.models import checkpoint
 
-    potential, params, card = checkpoint.load(pretrained.path_of(model), elements=elements)
+    path = pretrained.path_of(model)
+    potential, params, card = checkpoint.load(path, elements=elements, needs_energy=True)
     memory = (0.9 * free_memory() if memory is None else memory) / workers
     chunk = min(memory, chunk_memory())  # larger ones are not faster
     limits = {"chunk": chunk, "memory": memory, "qpoints": qpoints, "probes": probes}

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.neighbors import LARGEST_CUTOFF
 
 FIX = "copy or download the file again, or ask its author for one that was saved whole"
-LARGEST_CUTOFF = 1e4  # Å
+CHOOSE = (  # a head
+    "one by name: `jaxmlip models import FILE --head NAME` (or `models pull`); in Python "
+    "jaxmlip.load(FILE, head=NAME), Calculator(FILE, head=NAME)"
+)
 FORMATS = {  # file here: the code that writes the format
     "mace_torch": "mace-torch",
     "nequix": "Nequix",
@@ -40,8 +44,9 @@ KINDS = (  # first bytes: what that is
 def read(path, *, head: str | None = None) -> tuple[dict, dict]:
     """(card, params) of a file that another code has written; the card tells format and source.
 
-    head: which one of a model with several. Raises `ModelError` for whatever cannot be imported
-    exactly: an unknown, damaged or hostile file, an architecture that is not here.
+    head: which one of a model with several, whose names the card keeps under "heads". Raises
+    `ModelError` for whatever cannot be imported exactly: an unknown, damaged or hostile file, an
+    architecture that is not here; and for several heads of which none is chosen.
     """
     path = Path(path)
     _check_file(path)

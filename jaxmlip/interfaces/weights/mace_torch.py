@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError, did_you_mean
+from jaxmlip.interfaces.weights import CHOOSE
 from jaxmlip.interfaces.weights.mace_torch_weights import params_of
 from jaxmlip.interfaces.weights.module_tree import Part, gate_name, irreps, refuse
 from jaxmlip.interfaces.weights.unpickle import Record, is_torch_zip, read_torch
@@ -32,7 +33,7 @@ BLOCKS = {  # class of an interaction: is it residual, normalised by density, ga
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 QUANTITIES = {"total_charge": "charge", "total_spin": "spin"}
 MAX_COUPLINGS = 2_000_000  # entries of one table of couplings; l = 3, degree 4 has 65 536
-MAX_LAYERS, MAX_DEGREE = 16, 12  # of harmonics and of polynomials
+MAX_LAYERS, MAX_DEGREE = 16, 8  # of harmonics and of polynomials
 MARKS = (b"mace.modules", b"mace/modules", b"symmetric_contractions.contractions")
 
 
@@ -53,9 +54,9 @@ def matches(path) -> bool:
 def read(path, head: str | None = None) -> tuple[dict, dict]:
     """(card, params) of a model file of mace-torch.
 
-    head: name of the head (level of theory) of a model with several; default 'Default' if there is
-    one of that name, else the last. The card lists all. Dipoles of AtomicDipolesMACE and
-    EnergyDipolesMACE come in debye and leave as e Å; the fixed charges that those add to their
+    head: name of the head (level of theory) of a model with several; it has to be given unless
+    there is one called 'Default' (or 'default'). The card lists all. Dipoles of AtomicDipolesMACE
+    and EnergyDipolesMACE come in debye and leave as e Å; the fixed charges that those add to their
     dipoles are input of mace-torch, not part of a model, and are zero here.
     Raises `ModelError` for everything that our MACE cannot represent.
     """
@@ -85,7 +86,7 @@ def _convert(model: Part, head):
     if model.kind not in KINDS:
         refuse(model, f"models of class {model.kind} are not known, only {', '.join(KINDS)}")
     heads = [str(h) for h in model.get("heads") or ["Default"]]
-    index = _head_index(heads, head)
+    index = _head_index(heads, head, model.where)
     fields = _fields(model, index)
     params = params_of(model, fields, index)
     model.check_nothing_left()
@@ -110,10 +111,15 @@ def _refuse_checkpoint(content, where):
     raise ModelError(what, where=where, fix=fix, code="JM511")
 
 
-def _head_index(heads, wanted):
+def _head_index(heads, wanted, where):
+    if wanted is None and len(heads) == 1:
+        return 0
     if wanted is None:
         default = [i for i, h in enumerate(heads) if h.lower() == "default"]
-        return default[0] if default else len(heads) - 1
+        if default:
+            return default[0]
+        what = f"the model has {len(heads)} heads ({', '.join(heads)}), and none is chosen"
+        raise ModelError(what, where=where, fix=CHOOSE, code="JM508")
     if wanted not in heads:
         raise UsageError(
             f"the model has no head '{wanted}'.{did_you_mean(wanted, heads)}",

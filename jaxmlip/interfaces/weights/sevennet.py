@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from jaxmlip.errors import ModelError, UsageError
+from jaxmlip.interfaces.weights import CHOOSE
 from jaxmlip.interfaces.weights.sevennet_weights import Source, convert
 from jaxmlip.interfaces.weights.unpickle import is_torch_zip, read_torch
 from jaxmlip.nn.linear import name_of
@@ -24,7 +25,7 @@ OWED = {  # what a model must say of itself to be imported; other values are oth
 }
 SKIPS = {"linear": False, "nequip": True}  # self_connection_type: is it different by species
 ELEMENTS = set(range(1, 119))
-LARGEST_DEGREE = 12
+LARGEST_DEGREE = 8
 OLD_NAMES = {  # of versions before 0.10, blanks as underscores
     "EdgeEmbedding": "edge_embedding",
     "reducing_nn_input_to_hidden": "reduce_input_to_hidden",
@@ -51,7 +52,9 @@ def read(path, *, head: str | None = None) -> tuple[dict, dict]:
     """
     content = read_torch(path)
     try:
-        return convert(_source(content["config"], content["model_state_dict"], head))
+        source = _source(content["config"], content["model_state_dict"], head)
+        card, params = convert(source)
+        return card | _heads(source), params
     except ModelError as error:
         raise ModelError(error.what, where=str(path), fix=error.fix, code=error.code) from None
     except UsageError:
@@ -93,8 +96,17 @@ def _data_set(settings, head):
     wanted = head if head is not None else settings.get("default_modal")
     if wanted not in known:
         names = ", ".join(sorted(known))
-        raise ModelError(f"a model of several data sets ({names})", fix="choose one as head")
+        raise ModelError(f"a model of several data sets ({names})", fix=CHOOSE, code="JM508")
     return len(known), known[wanted]
+
+
+def _heads(source) -> dict:
+    """What the card says of data sets."""
+    if not source.n_sets:
+        return {}
+    names = sorted(map(str, source.settings["_modal_map"]))
+    chosen = {int(i): str(name) for name, i in source.settings["_modal_map"].items()}
+    return {"heads": {"imported": chosen[source.chosen], "available": names}}
 
 
 def _version(settings) -> tuple:

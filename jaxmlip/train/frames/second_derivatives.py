@@ -29,7 +29,7 @@ def second_derivatives(config: Config, train, valid, terms, load):
     train = train + phonopy_frames(c.force_constants, cutoff, **options)
     (train, known), (valid, valid_known) = taken(train), taken(valid)
     if c.teacher is not None:
-        potential, params = (load or (lambda path: checkpoint.load(path)[:2]))(c.teacher)
+        potential, params = (load or _teacher)(c.teacher)
         params = cast(params, config.dtype)
         for frames, found in ((train, known), (valid, valid_known)):
             rest = [i for i, one in enumerate(found) if one is None]
@@ -38,6 +38,10 @@ def second_derivatives(config: Config, train, valid, terms, load):
             for i, one in zip(rest, told, strict=True):
                 found[i] = one
     return train, valid, known, valid_known
+
+
+def _teacher(path):
+    return checkpoint.load(path, needs_energy=True)[:2]
 
 
 def with_hessians(frames, path):

@@ -63,7 +63,9 @@ def begin(config: Config, terms, *, find: Callable | None = None):
     _check_ensemble(config)
     if config.start is None or config.start.model is None:
         return config, Beginning()
-    card, leaves = checkpoint.read((find or Path)(config.start.model))
+    path = (find or Path)(config.start.model)
+    card, leaves = checkpoint.read(path)
+    checkpoint.check_shapes(card, leaves, str(path))
     for several in ("members", "head_names"):
         if card.get(several):
             raise UsageError(
@@ -79,6 +81,13 @@ def begin(config: Config, terms, *, find: Callable | None = None):
                 f"the loss has a weight for {label}, which the start does not predict",
                 where=config.start.model,
                 fix=f"no weight for {label}, or a model that was trained on it",
+            )
+    for label in ("energy", "forces", "stress", "hessian"):
+        if label in terms and not checkpoint.has_energy(card):
+            raise UsageError(
+                f"the loss has a weight for {label}, and the start has no energy",
+                where=config.start.model,
+                fix=f"no weight for {label}, or a model with an energy",
             )
     frozen = {"properties"} if config.property is not None else set()
     if frozen and card.get("uncertainty"):
