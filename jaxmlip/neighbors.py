@@ -25,7 +25,10 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
     pbc = np.broadcast_to(np.asarray(pbc, bool), (3,))
     if len(positions) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32)
-    search = NeighborList(cutoff=float(cutoff), full_list=True)
+    cutoff = float(cutoff)
+    if not pbc.any():  # the search costs cutoff³, whatever there is to be found
+        cutoff = min(cutoff, 1.001 * float(np.linalg.norm(np.ptp(positions, axis=0))) + 0.1)
+    search = NeighborList(cutoff=cutoff, full_list=True)
     first, second, shifts = search.compute(
         points=positions,
         box=np.ascontiguousarray(cell, np.float64),

@@ -42,6 +42,7 @@ def limits(monkeypatch):
 
     def choose(cache, outer, by_species):
         monkeypatch.setitem(blocks.CACHE, jax.default_backend(), cache)
+        monkeypatch.setattr(blocks, "cores", lambda: 1)  # blocks are larger where there are many
         monkeypatch.setattr(blocks, "OUTER", outer)
         monkeypatch.setattr(mace_module, "few_species", lambda *_, **__: by_species)
 
@@ -90,6 +91,12 @@ def derivatives(name, order=3):
     return everything(params_of(name), x)
 
 
+def loops(name) -> int:
+    """Loops over blocks in the program of the energy."""
+    x = jnp.asarray(crystal().positions)
+    return str(jax.make_jaxpr(energy_of(name))(params_of(name), x)).count("scan[")
+
+
 def members(name):
     """Two sets of params, stacked."""
     return jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params_of(name))
@@ -129,6 +136,7 @@ CASES = [
 def test_every_derivative_is_that_of_the_plain_way(name, way, order, limits):
     expected = plain(derivatives, name, order)
     limits(*WAYS[way])
+    assert loops(name), "nothing was done in blocks"
     found = derivatives(name, order)
     for key, value in expected.items():
         for a, b in zip(jax.tree.leaves(found[key]), jax.tree.leaves(value), strict=True):
@@ -140,18 +148,80 @@ def test_every_derivative_is_that_of_the_plain_way(name, way, order, limits):
 def test_an_ensemble_is_a_vmap_over_params(name, limits):
     expected = plain(gradients, name)
     limits(FEW, 2, True)
+    assert loops(name)
     forces = jax.jit(jax.vmap(jax.grad(energy_of(name), argnums=1), (0, None)))
     found = forces(members(name), jnp.asarray(crystal().positions))
     for one, alone in zip(found, expected, strict=True):
         assert_allclose(one, alone, atol=1e-10 * float(jnp.abs(alone).max()))
 
 
-def test_blocks_hold_what_they_promise(limits):
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plain_way_has_no_blocks(name):
+    assert plain(loops, name) == 0
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+def test_blocks_hold_what_they_promise(cores, limits, monkeypatch):
     limits((100, 40), 32, True)
-    cores = blocks.cores() if jax.default_backend() == "cpu" else 1
+    monkeypatch.setattr(blocks, "cores", lambda: cores)
+    shares = cores if jax.default_backend() == "cpu" else 1  # each core has a cache of its own
     assert blocks.block_rows(10, 10) == 10  # all at once
-    assert blocks.block_rows(1000, 10) == 4 * cores
+    assert blocks.block_rows(1000, 10) == 4 * shares
     assert blocks.block_rows(1000, 10**6) == 1  # never none
+
+
+def memory(model, system) -> float:
+    """Bytes for each atom beside parameters and results, of energy and forces."""
+    params = jax.eval_shape(model.init, jax.random.key(0), system)
+    program = jax.jit(jaxmlip.forces(model.apply)).lower(params, system).compile()
+    return program.memory_analysis().temp_size_in_bytes / system.n_atoms
+
+
+@pytest.mark.parametrize("variant, most", [("gated", 1.5), ("density", 1.1)])
+def test_what_an_edge_needs_is_not_stored_for_all_edges(variant, most, limits):
+    """The plain model keeps distances, harmonics and their slopes: numbers, no hidden layers."""
+    limits((0, 2**18), 32, False)
+    system = from_ase(bulk("Si", cubic=True) * (6, 6, 6), 4.0)
+    settings = SMALL | {"channels": 2, "radial_widths": (64,)}
+    model = lambda **more: MACE(elements=(13, 14), l_max=1, correlation=2, **settings, **more)
+    assert memory(model(**{variant: True}), system) < most * memory(model(), system)
+
+
+class Device:
+    """Of which JAX may use so many bytes; asked for its memory again and again, it counts."""
+
+    def __init__(self, stats):
+        self.stats, self.asked = stats, 0
+
+    def memory_stats(self):
+        self.asked += 1
+        if isinstance(self.stats, Exception):
+            raise self.stats
+        return self.stats
+
+
+@pytest.mark.parametrize(
+    "stats, expected",
+    [
+        ({"bytes_limit": 2**36}, (2**33, 2**32)),
+        ({"bytes_limit": 2**32}, (2**29, 2**28)),
+        ({"bytes_in_use": 1}, blocks.DEVICE),
+        (None, blocks.DEVICE),
+        (NotImplementedError(), blocks.DEVICE),
+    ],
+)
+def test_blocks_are_a_share_of_the_memory_that_a_device_tells(stats, expected, monkeypatch):
+    device = Device(stats)
+    monkeypatch.setattr(jax, "default_backend", lambda: "device")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    blocks.device_limits.cache_clear()
+    try:
+        whole, block = expected
+        assert blocks.block_rows(1000, whole // 1000) == 1000
+        assert blocks.block_rows(1000, whole // 1000 + 2**10) == block // (whole // 1000 + 2**10)
+        assert device.asked == 1
+    finally:
+        blocks.device_limits.cache_clear()
 
 
 def test_rows_that_fill_a_block_change_nothing():

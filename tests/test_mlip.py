@@ -28,6 +28,24 @@ ARCHIVE = DATA / "mlip_mace.zip"
 
 
 @pytest.fixture(scope="module")
+def predict():
+    """atoms -> predictions of the archive, in float64."""
+    card, params = mlip.read(ARCHIVE)
+    potential, params = checkpoint.potential_of(card), jaxmlip.cast(params, np.float64)
+    function = jax.jit(jaxmlip.predict(potential.apply))
+    edges = lambda atoms: jaxmlip.from_ase(atoms, potential.cutoff)
+    return lambda atoms: function(params, pad(edges(atoms), n_atoms=12, n_neighbors=64))
+
+
+def stored(name):
+    """(atoms, what mlip predicts)."""
+    file = np.load(DATA / "mlip_mace.npz")
+    found = {k.split("|")[1]: file[k] for k in file if k.startswith(f"{name}|")}
+    keys = ("positions", "numbers", "cell", "pbc")
+    return Atoms(**{k: found[k] for k in keys}), found
+
+
+@pytest.fixture(scope="module")
 def content():
     """(settings, arrays) of the archive."""
     with zipfile.ZipFile(ARCHIVE) as archive:
@@ -35,23 +53,30 @@ def content():
         return json.loads(archive.read("hyperparams.json")), arrays
 
 
-def test_energy_forces_and_stress_are_those_of_mlip():
+@pytest.mark.parametrize("name", ["ethanol", "ice"])
+def test_energy_forces_and_stress_are_those_of_mlip(predict, name):
     """Limit: mlip computes the factor of its radial basis in float32, even in float64."""
     assert format_of(ARCHIVE) == "mlip"
-    card, params = mlip.read(ARCHIVE)
-    potential = checkpoint.potential_of(card)
-    params, expected = jaxmlip.cast(params, np.float64), np.load(DATA / "mlip_mace.npz")
-    predict = jax.jit(jaxmlip.predict(potential.apply))
-    for name in ("ethanol", "ice"):
-        parts = {k: expected[f"{name}|{k}"] for k in ("positions", "numbers", "cell", "pbc")}
-        atoms = Atoms(**parts)
-        system = pad(jaxmlip.from_ase(atoms, potential.cutoff), n_atoms=12, n_neighbors=64)
-        out = predict(params, system)
-        assert_allclose(out["energy"], expected[f"{name}|energy"], rtol=0, atol=1e-6)
-        forces = expected[f"{name}|forces"]
-        assert_allclose(out["forces"][: len(atoms)], forces, rtol=0, atol=5e-7)
-        if atoms.pbc.any():
-            assert_allclose(out["stress"], expected[f"{name}|stress"], rtol=0, atol=1e-8)
+    atoms, expected = stored(name)
+    out = predict(atoms)
+    assert_allclose(out["energy"], expected["energy"], rtol=0, atol=1e-6)
+    assert_allclose(out["forces"][: len(atoms)], expected["forces"], rtol=0, atol=5e-7)
+    if atoms.pbc.any():
+        assert_allclose(out["stress"], expected["stress"], rtol=0, atol=1e-8)
+
+
+def test_a_slab_is_a_crystal_with_a_vacuum_wider_than_the_cutoff(predict):
+    """The crystal's cell cuts the slab in two, so that its edges cross the border."""
+    slab, _ = stored("ice")
+    slab.set_cell([*slab.cell[:2], [0, 0, np.ptp(slab.positions[:, 2]) + 8]])
+    slab.pbc, crystal = (True, True, False), slab.copy()
+    crystal.pbc = True
+    crystal.positions[:, 2] -= crystal.positions[:, 2].mean()
+    crystal.wrap()
+    assert np.ptp(crystal.positions[:, 2]) > 7
+    open_, closed = predict(slab), predict(crystal)
+    for key in ("energy", "forces", "stress"):
+        assert_allclose(open_[key], closed[key], rtol=0, atol=1e-12, err_msg=key)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,18 @@ def test_all_images_are_found(name, cutoff):
     assert set(found) == brute_force(atoms, cutoff)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_beyond_the_size_of_a_molecule_the_cutoff_changes_and_costs_nothing(n):
+    """Every pair, in the same order; a search that grew with the cutoff would not end at 1e6 Å."""
+    positions = np.random.default_rng(n).normal(size=(n, 3)) * 3 + 50
+    whole = neighbor_pairs(positions, np.eye(3), False, 40.0)
+    assert len(whole[0]) == n * (n - 1)
+    for cutoff in (1e3, 1e6):
+        found = neighbor_pairs(positions, np.eye(3), False, cutoff)
+        for a, b in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_unwrapped_atoms_have_the_same_edges(name):
     atoms = STRUCTURES[name]()

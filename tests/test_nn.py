@@ -400,22 +400,63 @@ def test_unknown_elements_and_padding_are_told_apart_from_known_ones():
     assert index.tolist() == [1, 0, 0, 0] and known.tolist() == [True, False, True, False]
 
 
+def contracted(layer, params, x, species, u, v):
+    """Derivatives of what a contraction gives, along u and v, of all orders to the third."""
+
+    def total(params, x):
+        out = layer.apply(params, x, species)
+        return sum((jnp.sin(y) * (i + 1)).sum() for i, y in enumerate(out.values()))
+
+    slope = jax.grad(total, argnums=1)
+    along = lambda x: jax.jvp(partial(slope, params), (x,), (u,))[1]
+    dot = lambda a, b: sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), a, b)))
+    both = jax.tree.map(lambda w: jnp.stack([w, 1.1 * w]), params)
+    return {
+        "gradient": slope(params, x),
+        "gradient of params": jax.grad(total)(params, x),
+        "vmap over params": jax.vmap(slope, (0, None))(both, x),
+        "jvp of gradient": along(x),
+        "third derivative": jax.grad(lambda x: dot(along(x), v))(x),
+    }
+
+
 @pytest.mark.parametrize(("l_max", "correlation"), [(2, 3), (1, 4), (2, 4)])
 def test_term_by_term_and_matrix_product_are_the_same_contraction(l_max, correlation, monkeypatch):
     """Which of the two runs is decided by the number of terms alone."""
+    evaluate = lambda layer, params, x, species, *_: layer.apply(params, x, species)
+    assert_both_ways_are_the_same(evaluate, l_max, correlation, monkeypatch)
+
+
+SLOW = pytest.mark.slow  # to compile
+
+
+@pytest.mark.parametrize(
+    ("l_max", "correlation"),
+    [(1, 3), *(pytest.param(*case, marks=SLOW) for case in ((1, 4), (2, 3), (2, 4)))],
+)
+def test_both_ways_to_contract_have_the_same_derivatives(l_max, correlation, monkeypatch):
+    """To third order, forward and backward, and over members."""
+    assert_both_ways_are_the_same(contracted, l_max, correlation, monkeypatch)
+
+
+def assert_both_ways_are_the_same(evaluate, l_max, correlation, monkeypatch):
+    """To 1e-12 of the largest number of a kind: the round-off of sums of some 1e4 terms."""
     from jaxmlip.nn import symmetric_contraction as contraction
 
     rng = np.random.default_rng(0)
-    x = {(l, (-1) ** l): rng.normal(size=(5, 2 * l + 1, 3)) for l in range(l_max + 1)}
+    shapes = {(l, (-1) ** l): (5, 2 * l + 1, 3) for l in range(l_max + 1)}
+    x, u, v = ({key: rng.normal(size=shape) for key, shape in shapes.items()} for _ in range(3))
     species = np.array([0, 1, 1, 0, 1])
     layer = SymmetricContraction(l_max, correlation, ((0, 1), (1, -1)), 2)
     params = layer.init(jax.random.key(0), x, species)
     found = []
     for limit in (0, 10**9):
         monkeypatch.setattr(contraction, "UNROLLED_TERMS", limit)
-        found.append(jax.jit(lambda p: layer.apply(p, x, species))(params))  # noqa: B023
-    for key in found[0]:
-        assert_allclose(found[0][key], found[1][key], rtol=1e-11, atol=1e-11)
+        found.append(jax.jit(partial(evaluate, layer))(params, x, species, u, v))
+    for key, expected in found[1].items():
+        scale = max(float(jnp.abs(b).max()) for b in jax.tree.leaves(expected))
+        for a, b in zip(jax.tree.leaves(found[0][key]), jax.tree.leaves(expected), strict=True):
+            assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=key)
 
 
 def test_polynomials_of_low_degree_do_not_depend_on_the_limit():

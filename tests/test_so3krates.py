@@ -208,6 +208,20 @@ def test_the_energy_of_a_supercell_is_a_multiple(model, predict):
     assert_same(twice["forces"][:6], np.tile(alone["forces"][:3], (2, 1)), 1e-10)
 
 
+def test_a_slab_is_a_crystal_with_a_vacuum_wider_than_the_cutoff(predict):
+    """The crystal's cell cuts the slab in two, so that half of its edges cross the border."""
+    slab = atoms_of("ice")
+    slab.set_cell([*slab.cell[:2], [0, 0, np.ptp(slab.positions[:, 2]) + 12.5]])
+    slab.pbc, crystal = (True, True, False), slab.copy()
+    crystal.pbc = True
+    crystal.positions[:, 2] -= crystal.positions[:, 2].mean()
+    crystal.wrap()
+    assert np.ptp(crystal.positions[:, 2]) > 12
+    open_, closed = predict(build(slab)), predict(build(crystal))
+    for key in ("energy", "forces", "stress", "charges"):
+        assert_same(open_[key], closed[key], 1e-10)
+
+
 def test_charges_add_up_and_the_state_matters(predict):
     neutral = system_of("ethanol")
     out = [predict(replace(neutral, charge=np.array([q]))) for q in (-1.0, 0.0, 1.0)]

@@ -21,6 +21,7 @@ from jaxmlip.nn.interaction import (
     Gate,
     SpeciesMLP,
     StateEmbedding,
+    edge_species,
     of_pairs,
     pair_repulsion,
     sum_densities,
@@ -353,21 +354,28 @@ class MACE(nn.Module):
             weights = with_slope(of_paths)
             return lambda r: weights(layers, *r), distances
         mlp = SpeciesMLP(self.radial_widths, sum(sizes), len(self.elements), name=f"radial_{i}")
-        shift, weights = mlp.functions(self.n_radial)
-        inputs = (distances, shift(system, species, distances[0].dtype))
-        return lambda x: split_last(weights(self._basis(*x[0]), x[1]) * cut(x[0][0]), sizes), inputs
+        mlp, inputs = mlp.function(self.n_radial), (distances, edge_species(system, species))
+        weights = lambda r, pair: mlp(self._basis(*r), *pair) * cut(r[0])
+        return lambda inputs: split_last(weights(*inputs), sizes), inputs
 
     def _density(self, i, system, species, distances):
-        """Weighted number of neighbours, [n_atoms, 1], or None where nothing needs it."""
+        """Number of neighbours, weighted by tanh of a square, [n_atoms, 1]; None if not needed."""
         if not self.gated and not self.density:
             return None
-        basis, r = self._basis(*distances), distances[0]
-        smooth = self._smooth(r) if self.cut_weights else None
-        if self.density and not self.gated:
-            return Density(name=f"density_{i}")(system, basis, smooth)
-        mlp = SpeciesMLP((DENSITY_WIDTH,), 1, len(self.elements), name=f"density_{i}")
-        shift, weights = mlp.functions(self.n_radial)
-        return sum_densities(system, weights(basis, shift(system, species, basis.dtype)), smooth)
+        pair, width, name = (), 4 * self.n_radial, f"density_{i}"
+        if self.gated:
+            mlp = SpeciesMLP((DENSITY_WIDTH,), 1, len(self.elements), name=name)
+            weights, pair = mlp.function(self.n_radial), edge_species(system, species)
+            width += 4 * DENSITY_WIDTH
+        else:
+            weights = Density(name=name).function(self.n_radial)
+
+        def terms(inputs):
+            r, *pair = inputs
+            y = jnp.tanh(weights(self._basis(*r), *pair) ** 2)
+            return y * self._smooth(r[0]) if self.cut_weights else y
+
+        return sum_densities(system, terms, (distances, *pair), width=width)
 
     def _hidden(self, i):
         """Degree of the features after layer i: the last keeps only what is read out."""

@@ -7,6 +7,7 @@ which together was faster for 64 atoms and more than one pass although more is c
 """
 
 import os
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 MEBI = 2**20
 CACHE = {"cpu": (12 * MEBI, 6 * MEBI)}  # bytes that are done at once, and of a block for each core
 OUTER = 32  # blocks at most, where each costs work for all atoms
-DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device with memory of its own
+DEVICE = (8192 * MEBI, 4096 * MEBI)  # the same for a device that does not tell its memory
+SHARES = (8, 16)  # of the memory that it tells, these parts of it
 
 
 def block_rows(n_rows: int, bytes_per_row: int) -> int:
@@ -26,12 +28,27 @@ def block_rows(n_rows: int, bytes_per_row: int) -> int:
     """
     if not isinstance(n_rows, int):
         return n_rows
-    whole, block = CACHE.get(jax.default_backend(), DEVICE)
+    whole, block = CACHE.get(jax.default_backend()) or device_limits()
     if n_rows * bytes_per_row <= whole:
         return n_rows
     if jax.default_backend() == "cpu":
         block = block * cores()
     return max(1, min(n_rows, block // bytes_per_row))
+
+
+@cache
+def device_limits() -> tuple[int, int]:
+    """The two limits of a device with memory of its own; asked once a process."""
+    return limits_of(jax.local_devices()[0])
+
+
+def limits_of(device) -> tuple[int, int]:
+    """Bytes that are done at once, and of a block: shares of what JAX may use of the device."""
+    try:
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        memory = None
+    return tuple(memory // share for share in SHARES) if memory else DEVICE
 
 
 def cores() -> int:

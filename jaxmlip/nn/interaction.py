@@ -5,12 +5,15 @@ state of a structure, and the pair repulsion of nuclei. After mace-torch 0.3 (MA
 MACE-OMAT and MACE-MH: Batatia et al. 2023-2025, arXiv:2401.00096, arXiv:2510.25380).
 """
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.nn.linear import Linear
+from jaxmlip.nn.blocks import block_rows, in_blocks
+from jaxmlip.nn.linear import Linear, of_species
 from jaxmlip.nn.radial import envelope
 from jaxmlip.nn.readout import activate
 from jaxmlip.system import System, at_receivers, edge_vectors, sum_edges, to_edges
@@ -44,23 +47,34 @@ def of_pairs(system: System, species, table, dtype):
     return jnp.asarray(table, dtype)[receiver, sender]
 
 
-class Density(nn.Module):
-    """How many neighbours each atom has, weighted by a trained function of distance, [n_atoms, 1].
+def edge_species(system: System, species):
+    """Indices of the species of senders and receivers: they label edges, tables stay small."""
+    return to_edges(system, species), at_receivers(system, species)
 
-    The sum of tanh(y²), y linear in `basis` [edge, n]; times `smooth` [edge, 1] if that is given.
-    """
+
+class Density(nn.Module):
+    """The map basis [edge, n] -> [edge, 1] whose sum over tanh(y²) is a number of neighbours."""
 
     @nn.compact
-    def __call__(self, system: System, basis, smooth=None):
-        n = basis.shape[-1]
-        w = self.param("layer_0", nn.initializers.normal(1.0), (n, 1)).astype(basis.dtype)
-        return sum_densities(system, basis @ w / np.sqrt(n), smooth)
+    def function(self, n_radial: int):
+        """The map itself, linear."""
+        w = self.param("layer_0", nn.initializers.normal(1.0), (n_radial, 1))
+        return lambda basis: basis @ w.astype(basis.dtype) / np.sqrt(n_radial)
 
 
-def sum_densities(system: System, y, smooth=None):
-    """Sum of tanh(y²) over the edges of each atom, [edge, 1] -> [n_atoms, 1]."""
-    terms = jnp.tanh(y**2)
-    return sum_edges(system, terms if smooth is None else terms * smooth)
+def sum_densities(system: System, terms, inputs, *, width: int):
+    """Weighted numbers of neighbours: terms(inputs) [edge, 1] summed over edges, [n_atoms, 1].
+
+    inputs: pytree of [edge, ...]; width: numbers that each edge needs on the way. In blocks of
+    atoms, as `messages`, so that no such numbers are stored for all edges.
+    """
+    edges = replace(system.edges, halo=None, images=None)
+    n, k = edges.senders.shape[0], edges.senders.shape[-1]
+    rows = n
+    if edges.receivers is None:
+        rows = block_rows(n, width * k * system.positions.dtype.itemsize)
+    some = lambda rows: sum_edges(replace(system, edges=rows[0]), terms(rows[1]))
+    return in_blocks(some, (edges, inputs), rows=rows)
 
 
 class SpeciesMLP(nn.Module):
@@ -74,10 +88,8 @@ class SpeciesMLP(nn.Module):
     n_species: int
 
     @nn.compact
-    def functions(self, n_radial: int):
-        """(shift, weights): shift(system, species, dtype) is what the species add to the first
-        hidden layer, [edge, widths[0]]; weights(basis, shift) is all the rest.
-        """
+    def function(self, n_radial: int):
+        """The map itself, (basis, species of senders, of receivers) -> [edge, n_out]."""
         normal, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
         table = (self.n_species, self.widths[0])
         tables = self.param("sender", zeros, table), self.param("receiver", zeros, table)
@@ -92,18 +104,16 @@ class SpeciesMLP(nn.Module):
         ]
         offsets = [self.param(f"offset_{i}", zeros, (n,)) for i, n in enumerate(self.widths)]
 
-        def shift(system, species, dtype):
-            sender, receiver = (t.astype(dtype)[species] for t in tables)
-            return to_edges(system, sender) + at_receivers(system, receiver)
-
-        def weights(basis, shift):
-            x = basis @ first.astype(basis.dtype) + shift + biases[0].astype(basis.dtype)
+        def weights(basis, *species):
+            x = basis @ first.astype(basis.dtype) + biases[0].astype(basis.dtype)
+            for table, of_edge in zip(tables, species, strict=True):
+                x = x + of_species(table.astype(basis.dtype), of_edge)
             for i, w in enumerate(layers):
                 x = jax.nn.silu(layer_norm(x, scales[i], offsets[i]))
                 x = x @ w.astype(x.dtype) + biases[i + 1].astype(x.dtype)
             return x
 
-        return shift, weights
+        return weights
 
 
 def layer_norm(x, scale, offset):

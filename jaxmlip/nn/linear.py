@@ -128,7 +128,7 @@ class ChargeSpinEmbedding(nn.Module):
 
 
 def of_species(weights, species, scale: float = 1.0):
-    """Rows of weights [n_species, ...] for each atom, times a number -> [n, ...].
+    """Rows of weights [n_species, ...] for each atom (or edge), times a number -> [n, ...].
 
     A product with the one-hot matrix while species are few: the gradient of a gather would be a
     contended scatter of all atoms into a few rows.
@@ -137,7 +137,7 @@ def of_species(weights, species, scale: float = 1.0):
     if n > 16:
         return weights[species] * scale
     onehot = scale * jax.nn.one_hot(species, n, dtype=weights.dtype)
-    return jnp.einsum("nz,z...->n...", onehot, weights, precision=jax.lax.Precision.HIGHEST)
+    return jnp.tensordot(onehot, weights, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def channels_by_key(channels, keep, features) -> list:

@@ -57,7 +57,7 @@ def load(
 ) -> tuple[Potential, dict]:
     """(potential, params) of a name or a path, of ours or of another code; total energies in eV.
 
-    elements: atomic numbers of the structures to come: fewer make a universal potential faster,
+    elements: atomic numbers of the structures to come: fewer make a universal MACE faster,
     and it is the same function of such structures. Others then give NaN. head: name of the one
     that is wanted, of a potential with several (levels of theory). needs_energy: refuse a model of
     dipoles or polarisabilities alone; the energy of such a one is that of its dipole in a field.

@@ -11,7 +11,7 @@ class Calculator(PotentialCalculator):
 
     dtype: 'float64' for second derivatives and tight relaxations (needs jax_enable_x64).
     elements: atomic numbers of the structures to come, if not all that the model knows: fewer
-    make a universal potential faster. Others raise `ModelError`. head: name of the one that is
+    make a universal MACE faster. Others raise `ModelError`. head: name of the one that is
     wanted, of a potential with several. Raises `ModelError` for a model without an energy.
     """
 
