@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from benchmarks import drive
 
@@ -38,10 +39,15 @@ def child(model):
     if done.returncode:
         return {
             "task": "first_call",
-            "model": os.path.basename(model),
+            "model": name_of(model),
             "skipped": done.stderr.strip()[-300:],
         }
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def name_of(model):
+    """A file by its folder, too: publishers give several the same name."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def measured(model):
@@ -55,7 +61,7 @@ def measured(model):
     atoms = cold_start.structure(jaxmlip.pretrained.card(model))
     potential, params = jaxmlip.load(model, elements=sorted({*atoms.numbers.tolist()}))
     params, system = jaxmlip.cast(params, "float64"), jaxmlip.from_ase(atoms, potential.cutoff)
-    out = {"task": "first_call", "model": os.path.basename(model), "n_atoms": system.n_atoms}
+    out = {"task": "first_call", "model": name_of(model), "n_atoms": system.n_atoms}
     for name, function in (
         ("forces", with_forces(potential.apply)),
         ("hessian", jaxmlip.hessian(potential.apply)),

@@ -186,8 +186,8 @@ class MACE(nn.Module):
     def _embedding(self, system, species):
         """Scalars of each atom, and of each species if they depend on the species alone."""
         embedding = SpeciesEmbedding(self.channels, len(self.elements), name="embedding")
-        dtype, every = system.positions.dtype, jnp.arange(len(self.elements))
-        features, table = embedding(species, dtype), embedding(every, dtype)
+        dtype = system.positions.dtype
+        features, table = embedding(species, dtype), embedding(None, dtype)
         for wanted, extra in (
             (self.charge_spin, ChargeSpinEmbedding(self.channels, name="charge_spin")),
             (self.state, StateEmbedding(self.state, self.channels, name="state")),

@@ -100,7 +100,7 @@ def species_product(x, weights, species):
 
 
 class SpeciesEmbedding(nn.Module):
-    """Index of the species [n] -> scalars {(0, 1): [n, 1, channels]}."""
+    """Index of the species [n] -> scalars {(0, 1): [n, 1, channels]}; None: of every species."""
 
     channels: int
     n_species: int
@@ -109,7 +109,8 @@ class SpeciesEmbedding(nn.Module):
     def __call__(self, species, dtype):
         shape = (self.n_species, self.channels)
         w = self.param("weight", nn.initializers.normal(1.0), shape).astype(dtype)
-        return {(0, 1): of_species(w, species)[:, None, :] / sqrt(self.n_species)}
+        w = w / sqrt(self.n_species)
+        return {(0, 1): (w if species is None else of_species(w, species))[:, None, :]}
 
 
 class ChargeSpinEmbedding(nn.Module):

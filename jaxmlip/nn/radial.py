@@ -6,6 +6,7 @@ from math import comb, pi, sqrt
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SILU_GAIN = 1.6791767923989418  # 1 / rms of silu of a unit normal, so that activations keep it
 TANH_GAIN = 1.5937334472592695  # the same for tanh; both as e3nn samples them, exact to 0.2 %
@@ -30,8 +31,8 @@ def envelope(r, cutoff: float, *, p: int = 6, smoothness: int = 2):
 
 def bessel(r, cutoff: float, n: int, *, frequencies=None):
     """sqrt(2/rc) sin(k pi r/rc) / r for k = 1..n (or `frequencies`), [...] -> [..., n]; r > 0."""
-    k = jnp.arange(1, n + 1) if frequencies is None else frequencies
-    k = k.astype(r.dtype) * (pi / cutoff)
+    k = np.arange(1.0, n + 1) if frequencies is None else frequencies  # numpy: a constant
+    k = jnp.asarray(k * (pi / cutoff), r.dtype)
     return sqrt(2 / cutoff) * jnp.sin(k * r[..., None]) / r[..., None]
 
 

@@ -162,14 +162,12 @@ class SymmetricContraction(nn.Module):
     def function(self, channels: int, scale: float = 1.0):
         """The map itself times a number, (features, species) -> features, for so many channels."""
         _, tables = plan(self.l_max, self.correlation, self.targets)
-        weights = jnp.concatenate(
-            [
-                self._weight(nu, key, len(table), channels)
-                for nu in tables
-                for key, table in tables[nu].items()
-            ],
-            axis=1,
-        )
+        weights = [
+            self._weight(nu, key, len(table), channels).reshape(self.n_species, -1)
+            for nu in tables
+            for key, table in tables[nu].items()
+        ]
+        weights = jnp.concatenate(weights, 1).reshape(self.n_species, -1, channels)
         terms = sum(int(np.count_nonzero(t)) for d in tables.values() for t in d.values())
         evaluate = (_term_by_term if terms <= UNROLLED_TERMS else _matrix_product)(self)
 

@@ -114,7 +114,7 @@ def species_messages(
         target: (l, (table[:, None, :] * (scale * w)).reshape(-1, w.shape[-1]))
         for (_, l, target), scale, w in zip(couplings, scales, by_path, strict=True)
     }
-    parts = [len(table) * (2 * l + 1) for l in range(degrees)]
+    parts = [len(table) * (2 * l + 1) * last.shape[0] for l in range(degrees)]
 
     def some(rows):
         edges, harmonics, inputs = rows
@@ -122,7 +122,7 @@ def species_messages(
         sent, radials = to_edges(part, onehot), hidden(inputs)[..., None, :]
         factors = harmonics[..., None] * sent[..., None, :]
         factors = factors.reshape(*sent.shape[:2], 1, -1)
-        density = sum_edges(part, radials, factors, masked=True)
+        density = sum_edges(part, radials, factors, masked=True).reshape(len(sent), -1)
         density = jax.lax.split(density, parts, axis=1)
         by_degree = lambda l: density[l].reshape(len(sent), 2 * l + 1, -1)
         return mix({target: by_degree(l) @ product for target, (l, product) in products.items()})
