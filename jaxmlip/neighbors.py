@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxmlip.errors import DataError
+from jaxmlip.errors import DataError, UsageError
 from jaxmlip.system import Edges, System, ladder, pad
 
 LARGEST_CUTOFF = 200.0  # Å, of what model files may ask for; from 1000 on the search takes minutes
@@ -26,6 +26,8 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
     if len(positions) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32)
     cutoff = float(cutoff)
+    if not 0 < cutoff < np.inf:
+        raise UsageError(f"the cutoff is {cutoff} Å", fix="give a length above zero")
     if not pbc.any():  # the search costs cutoff³, whatever there is to be found
         cutoff = min(cutoff, 1.001 * float(np.linalg.norm(np.ptp(positions, axis=0))) + 0.1)
     search = NeighborList(cutoff=cutoff, full_list=True)

@@ -5,6 +5,7 @@ import pytest
 from ase.build import bulk
 from structures import STRUCTURES
 
+from jaxmlip.errors import UsageError
 from jaxmlip.neighbors import find_edges, neighbor_pairs, width
 
 
@@ -46,6 +47,12 @@ def test_beyond_the_size_of_a_molecule_the_cutoff_changes_and_costs_nothing(n):
         found = neighbor_pairs(positions, np.eye(3), False, cutoff)
         for a, b in zip(found, whole, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -5.0, np.nan, np.inf])
+def test_a_cutoff_that_is_no_length_is_refused(cutoff):
+    with pytest.raises(UsageError, match=f"the cutoff is {cutoff} Å"):
+        neighbor_pairs(np.zeros((2, 3)), np.eye(3), False, cutoff)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
