@@ -11,7 +11,8 @@ import numpy as np
 from jaxmlip.errors import DataError, UsageError
 from jaxmlip.system import Edges, System, ladder, pad
 
-LARGEST_CUTOFF = 200.0  # Å, of what model files may ask for; from 1000 on the search takes minutes
+LARGEST_CUTOFF = 1e4  # Å, of what model files may ask for
+MOST_PAIRS = 1e9  # of a crystal: minutes and tens of GB
 
 
 def neighbor_pairs(positions, cell, pbc, cutoff: float):
@@ -30,6 +31,7 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
         raise UsageError(f"the cutoff is {cutoff} Å", fix="give a length above zero")
     if not pbc.any():  # the search costs cutoff³, whatever there is to be found
         cutoff = min(cutoff, 1.001 * float(np.linalg.norm(np.ptp(positions, axis=0))) + 0.1)
+    _refuse_endless(len(positions), cell, pbc, cutoff)
     search = NeighborList(cutoff=cutoff, full_list=True)
     first, second, shifts = search.compute(
         points=positions,
@@ -40,6 +42,17 @@ def neighbor_pairs(positions, cell, pbc, cutoff: float):
     order = np.lexsort((*shifts.T, first, second))
     as_int = lambda x: np.asarray(x)[order].astype(np.int32)
     return as_int(first), as_int(second), as_int(shifts)
+
+
+def _refuse_endless(n, cell, pbc, cutoff):
+    """Before a search beyond the cell: its pairs, for a uniform density along periodic axes."""
+    lengths = np.maximum(np.linalg.norm(np.asarray(cell, float), axis=1)[pbc], 1e-3)
+    pairs = float(n) ** 2 * np.prod(2 * cutoff / lengths) * np.pi / 6
+    if len(lengths) and cutoff > lengths.min() and pairs > MOST_PAIRS:
+        raise UsageError(
+            f"within {cutoff:g} Å there are about {pairs:.0e} pairs, against {MOST_PAIRS:.0e}",
+            fix="a shorter cutoff",
+        )
 
 
 def find_edges(

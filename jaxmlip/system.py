@@ -183,7 +183,7 @@ def sum_atoms(system: System, values: Array) -> jax.Array:
 
     No contended scatter (slow on GPU): a plain sum for one structure, a sum over the members of
     each while that is small. Where n_graphs times the numbers in `values` is beyond 2**24 (energies
-    of 750 structures of 30 atoms) it is a sorted segment sum, and the atoms of a structure contend.
+    of 530 structures of 30 atoms) it is a sorted segment sum, and the atoms of a structure contend.
     A value that is not finite spoils its own structure and no other, and so does a slope that is
     not finite, backwards. Atoms of all devices are summed where the system is spread over several.
     """

@@ -12,7 +12,7 @@ from structures import ethanol
 import jaxmlip
 from jaxmlip.errors import ModelError, ResourceError
 from jaxmlip.interfaces.ase import from_ase
-from jaxmlip.models import checkpoint, heads
+from jaxmlip.models import checkpoint, checks, heads
 
 CARD = {
     "architecture": "MACE",
@@ -152,6 +152,20 @@ BAD_FIELDS = {
 
 def each(table):
     return [pytest.param(k, v, id=f"{k}={v!r:.20}") for k, values in table.items() for v in values]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"l_max": 2, "correlation": 7},
+        {"l_max": 4, "correlation": 5},
+        {"l_max": 1, "correlation": 11},
+        {"cutoff": 500.0},
+    ],
+)
+def test_what_can_be_built_is_not_refused(fields):
+    card = {"architecture": "MACE", "fields": {"elements": [1], "cutoff": 5.0} | fields}
+    checks.check_fields(card, "")
 
 
 @pytest.mark.parametrize("key, value", each(BAD_CARDS))

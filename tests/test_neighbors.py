@@ -55,6 +55,12 @@ def test_a_cutoff_that_is_no_length_is_refused(cutoff):
         neighbor_pairs(np.zeros((2, 3)), np.eye(3), False, cutoff)
 
 
+def test_a_search_of_a_crystal_that_would_not_end_is_refused_before_it_begins():
+    silicon = bulk("Si")
+    with pytest.raises(UsageError, match="within 10000 Å there are about .e.* pairs"):
+        neighbor_pairs(silicon.positions, silicon.cell.array, True, 1e4)
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_unwrapped_atoms_have_the_same_edges(name):
     atoms = STRUCTURES[name]()

@@ -397,8 +397,11 @@ def test_one_head_is_an_ordinary_potential_and_none_is_chosen_silently(tmp_path)
         checkpoint.save(tmp_path / f"{head}.safetensors", *one)
         alone, weights, _ = checkpoint.load(tmp_path / f"{head}.safetensors")
         each[head] = jax.jit(alone.apply)(weights, system)["energy"]
+        checkpoint.save(tmp_path / "chosen.safetensors", card, choose_head(params, card, head))
+        _, weights, _ = checkpoint.load(tmp_path / "chosen.safetensors")
         chosen = apply(choose_head(params, card, head), system)["energy"]
         assert_allclose(chosen, each[head], rtol=1e-13)
+        assert_array_equal(weights["head"], card["head_names"].index(head))
     mixed = apply(given(params, labels), system)["energy"]
     assert_allclose(mixed, np.where(labels["head"] == 0, each["low"], each["high"]), rtol=1e-13)
 

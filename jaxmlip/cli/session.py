@@ -106,7 +106,9 @@ def open_model(
     potential, params, card = checkpoint.load(path, needs_energy=needs_energy)
     name = path.stem if model in pretrained.names() else str(model)
     if pull.outdated(card):
-        note(f"'{name}' was imported by another version; `jaxmlip models pull {name}` does it anew")
+        again = f"jaxmlip models pull {card['name']}"
+        again += f" --head {card['head']}" if card.get("head") else ""
+        note(f"'{name}' was imported by another version; `{again}` does it anew")
     if needs_dipole and not has_dipole(card):
         raise ModelError(
             f"model '{name}' predicts no dipole, and infrared intensities are its derivatives",

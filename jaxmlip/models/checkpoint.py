@@ -199,6 +199,7 @@ def check_shapes(card: dict, arrays: dict, where: str) -> None:
             code="JM505",
             fix=checks.FIX,
         ) from error
+    arrays = {name: x for name, x in arrays.items() if name != checks.HEAD}
     wrong = checks.misfits(arrays, wanted)
     if wrong:
         what = f"the arrays are not those of the {card['architecture']} of its card"

@@ -31,8 +31,10 @@ def envelope(r, cutoff: float, *, p: int = 6, smoothness: int = 2):
 
 def bessel(r, cutoff: float, n: int, *, frequencies=None):
     """sqrt(2/rc) sin(k pi r/rc) / r for k = 1..n (or `frequencies`), [...] -> [..., n]; r > 0."""
-    k = np.arange(1.0, n + 1) if frequencies is None else frequencies  # numpy: a constant
-    k = jnp.asarray(k * (pi / cutoff), r.dtype)
+    if frequencies is None:
+        k = jnp.asarray(np.arange(1, n + 1) * (pi / cutoff), r.dtype)  # of numpy: a constant
+    else:
+        k = frequencies.astype(r.dtype) * (pi / cutoff)
     return sqrt(2 / cutoff) * jnp.sin(k * r[..., None]) / r[..., None]
 
 

@@ -177,5 +177,6 @@ def _coupled(y, l1, l2, l3, scale):
     table = np.zeros((y.shape[-1], 2 * l1 + 1, 2 * l3 + 1))
     coefficients = scale * sqrt(2 * l3 + 1) * clebsch_gordan(l1, l2, l3)
     table[l2**2 : (l2 + 1) ** 2] = np.swapaxes(coefficients, 0, 1)
-    products = y @ jnp.asarray(table.reshape(len(table), -1), y.dtype)
+    table = jnp.asarray(table.reshape(len(table), -1), y.dtype)
+    products = jnp.matmul(y, table, precision=jax.lax.Precision.HIGHEST)  # many zeros, and few
     return products.reshape(*y.shape[:-1], 2 * l1 + 1, 2 * l3 + 1)
