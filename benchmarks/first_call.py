@@ -61,6 +61,7 @@ def measured(model):
     atoms = cold_start.structure(jaxmlip.pretrained.card(model))
     potential, params = jaxmlip.load(model, elements=sorted({*atoms.numbers.tolist()}))
     params, system = jaxmlip.cast(params, "float64"), jaxmlip.from_ase(atoms, potential.cutoff)
+    potential = jaxmlip.bind(potential, system)
     out = {"task": "first_call", "model": name_of(model), "n_atoms": system.n_atoms}
     for name, function in (
         ("forces", with_forces(potential.apply)),
