@@ -249,15 +249,15 @@ ONE_BATH = ["csvr", *(pytest.param(n, marks=pytest.mark.slow) for n in ("langevi
 @pytest.mark.parametrize("name", ONE_BATH)
 def test_a_bath_gives_the_canonical_kinetic_energy(name):
     # mean f kT/2 and variance f (kT)²/2 of the kinetic energy, which has a gamma law of kurtosis
-    # 3 + 12/f; 400 records apart by more than the relaxation time; 4 standard errors
+    # 3 + 12/f; 400 records apart by more than the relaxation time; 3 standard errors
     run, motion = ready(argon(1), BATHS[name])
     _, records = joined(trajectory(run, motion, steps=21_000, block=7000, record=50))
     records = {name: x[20:] for name, x in records.items()}
     kinetic, dof = records["kinetic_energy"][:, 0], float(run.bodies.dof[0])
     kT, n = units.kB * 60.0, len(records["kinetic_energy"])
-    assert_allclose(kinetic.mean(), dof * kT / 2, atol=4 * kT * np.sqrt(dof / 2 / n))
+    assert_allclose(kinetic.mean(), dof * kT / 2, atol=3 * kT * np.sqrt(dof / 2 / n))
     error = np.sqrt((2 + 12 / dof) / n)
-    assert_allclose(kinetic.var() / (dof * kT**2 / 2), 1, atol=4 * error)
+    assert_allclose(kinetic.var() / (dof * kT**2 / 2), 1, atol=3 * error)
 
 
 @pytest.mark.slow

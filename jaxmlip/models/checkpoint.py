@@ -23,7 +23,7 @@ from jaxmlip import json_text
 from jaxmlip.errors import ModelError, ResourceError
 from jaxmlip.models import checks
 from jaxmlip.models.elements import keep_elements
-from jaxmlip.models.heads import heads_potential, select_head
+from jaxmlip.models.heads import HEAD, heads_potential, select_head
 from jaxmlip.models.last_layer import add_uncertainty
 from jaxmlip.models.leaves import by_name, nested
 from jaxmlip.models.members import ensemble_potential
@@ -199,7 +199,7 @@ def check_shapes(card: dict, arrays: dict, where: str) -> None:
             code="JM505",
             fix=checks.FIX,
         ) from error
-    arrays = {name: x for name, x in arrays.items() if name != checks.HEAD}
+    arrays = {name: x for name, x in arrays.items() if name != HEAD}
     wrong = checks.misfits(arrays, wanted)
     if wrong:
         what = f"the arrays are not those of the {card['architecture']} of its card"

@@ -178,5 +178,5 @@ def _coupled(y, l1, l2, l3, scale):
     coefficients = scale * sqrt(2 * l3 + 1) * clebsch_gordan(l1, l2, l3)
     table[l2**2 : (l2 + 1) ** 2] = np.swapaxes(coefficients, 0, 1)
     table = jnp.asarray(table.reshape(len(table), -1), y.dtype)
-    products = jnp.matmul(y, table, precision=jax.lax.Precision.HIGHEST)  # many zeros, and few
+    products = jnp.matmul(y, table, precision=jax.lax.Precision.HIGHEST)
     return products.reshape(*y.shape[:-1], 2 * l1 + 1, 2 * l3 + 1)
